@@ -1,0 +1,47 @@
+"""Errors of the package: each names the culprit and says what to do about it.
+
+Every error derives from :class:`FinetuneError`, and also from the built-in error that a caller
+would expect (``ValueError``, ``FileNotFoundError``, ...), so ``except ValueError`` keeps working.
+"""
+
+from __future__ import annotations
+
+
+class FinetuneError(Exception):
+    """Base class of all errors raised on purpose by ase_finetune."""
+
+
+class InputError(FinetuneError, ValueError):
+    """An argument, a structure or a setting that cannot be used; the message names it."""
+
+
+class DataError(InputError):
+    """Labelled frames that cannot be trained on as they are."""
+
+
+class UnknownModelError(InputError):
+    """A model name that no backend knows and no file carries."""
+
+
+class ModelNotAvailableError(FinetuneError, FileNotFoundError):
+    """A known pretrained model whose file is not here and could not be downloaded."""
+
+
+class BackendNotInstalledError(FinetuneError, ImportError):
+    """The package behind a model (sevenn, mace-torch) is missing or does not import."""
+
+
+class CheckpointError(FinetuneError, ValueError):
+    """A model or Fisher file that is corrupt, foreign or of another model."""
+
+
+class UntrustedFileError(CheckpointError):
+    """A file that can only be loaded by executing code from it."""
+
+
+class OutputExistsError(FinetuneError, FileExistsError):
+    """An output that would overwrite an earlier result."""
+
+
+class TrainingError(FinetuneError, RuntimeError):
+    """Training that cannot go on, for example because losses are no longer finite."""

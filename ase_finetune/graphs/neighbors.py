@@ -1,0 +1,134 @@
+"""Neighbour lists by vesin, with a Verlet skin for moving atoms."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from ase import Atoms
+from ase.data import chemical_symbols
+from vesin import NeighborList
+
+from ase_finetune.errors import InputError
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+#: Two atoms closer than this are taken to coincide (Å): forces have no direction there.
+COINCIDENCE = 1e-4
+
+
+def check_atoms(atoms: Atoms) -> None:
+    """Refuse a structure no potential can evaluate.
+
+    Parameters
+    ----------
+    atoms
+        Positions in Å, cell in Å.
+
+    Raises
+    ------
+    InputError
+        If there are no atoms, a position or cell entry is not finite, or a cell is needed
+        (``pbc``) and its vectors span no volume; the message names the atom or the argument.
+    """
+    if len(atoms) == 0:
+        raise InputError("the structure has no atoms")
+    positions = atoms.get_positions()
+    if not np.isfinite(positions).all():
+        index = int(np.argmin(np.isfinite(positions).all(axis=1)))
+        symbol = atoms.get_chemical_symbols()[index]
+        raise InputError(f"position of atom {index} ({symbol}) is not finite: {positions[index].tolist()}")
+    cell = np.asarray(atoms.cell[:])
+    if not np.isfinite(cell).all():
+        raise InputError(f"the cell is not finite: {cell.tolist()}")
+    periodic = cell[np.asarray(atoms.pbc)]
+    # Relative measure: the volume spanned by the periodic vectors over the product of their lengths.
+    lengths = np.linalg.norm(periodic, axis=1)
+    if len(periodic) and (
+        lengths.min() < 1e-8 or np.linalg.svd(periodic / lengths[:, None], compute_uv=False).min() < 1e-6
+    ):
+        raise InputError(
+            f"pbc={np.asarray(atoms.pbc).tolist()} needs a cell that spans a volume, but the cell is {cell.tolist()}"
+        )
+
+
+def neighbor_list(atoms: Atoms, cutoff: float) -> tuple[IntArray, FloatArray]:
+    """All pairs of atoms closer than ``cutoff``, periodic images included, in both directions.
+
+    Parameters
+    ----------
+    atoms
+        Structure; positions and cell in Å. Atoms outside the cell are fine.
+    cutoff
+        Radius in Å.
+
+    Returns
+    -------
+    edge_index : (2, e) int64
+        Indices i (row 0) and j (row 1) of each pair.
+    edge_shift : (e, 3) float64
+        Integer cell shifts S: the pair's vector is ``x[j] - x[i] + S @ cell``.
+
+    Raises
+    ------
+    InputError
+        If two atoms coincide, or :func:`check_atoms` refuses the structure.
+    """
+    check_atoms(atoms)
+    calculator = NeighborList(cutoff=cutoff, full_list=True)
+    i, j, shift, distance = calculator.compute(
+        points=atoms.get_positions(), box=np.asarray(atoms.cell[:]), periodic=np.asarray(atoms.pbc), quantities="ijSd"
+    )
+    if len(distance) and distance.min() < COINCIDENCE:
+        edge = int(distance.argmin())
+        a, b = int(i[edge]), int(j[edge])
+        names = [f"{k} ({chemical_symbols[atoms.numbers[k]]})" for k in (a, b)]
+        raise InputError(f"atoms {names[0]} and {names[1]} coincide: {distance[edge]:.1e} Å apart")
+    edge_index = np.stack([i, j]).astype(np.int64)
+    return edge_index, np.ascontiguousarray(shift, dtype=np.float64)
+
+
+class SkinNeighborList:
+    """Neighbour list of one moving structure, rebuilt only when an atom has left half the skin.
+
+    The list holds pairs up to ``cutoff + skin``; whoever uses it must drop the pairs beyond the
+    cutoff at every evaluation (:meth:`AtomGraph.edges_within` does). A skin saves rebuilds in MD and
+    relaxations; it costs time where every structure is new, so ``skin=0`` is right there.
+
+    Parameters
+    ----------
+    cutoff
+        Radius of the potential in Å.
+    skin
+        Extra radius in Å.
+    """
+
+    def __init__(self, cutoff: float, skin: float = 0.0) -> None:
+        if skin < 0:
+            raise InputError(f"skin must not be negative, got {skin}")
+        self.cutoff = cutoff
+        self.skin = skin
+        self.rebuilds = 0
+        self._atoms: Atoms | None = None
+        self._edges: tuple[IntArray, FloatArray] | None = None
+
+    def update(self, atoms: Atoms) -> tuple[IntArray, FloatArray]:
+        """Edges for ``atoms`` as :func:`neighbor_list` gives them, up to ``cutoff + skin``."""
+        if self._edges is None or not self._still_valid(atoms):
+            self._edges = neighbor_list(atoms, self.cutoff + self.skin)
+            self._atoms = Atoms(
+                numbers=atoms.numbers, positions=atoms.get_positions(), cell=atoms.cell[:], pbc=atoms.pbc
+            )
+            self.rebuilds += 1
+        return self._edges
+
+    def _still_valid(self, atoms: Atoms) -> bool:
+        old = self._atoms
+        if self.skin == 0 or old is None or len(old) != len(atoms):
+            return False
+        # A changed cell moves every image by another amount: cheaper to rebuild than to bound.
+        if (old.pbc != atoms.pbc).any() or not np.array_equal(old.cell[:], atoms.cell[:]):
+            return False
+        moved = atoms.get_positions() - old.positions
+        # The comparison is False for NaN, so a broken structure reaches check_atoms.
+        return bool((moved**2).sum(axis=1).max() <= (0.5 * self.skin) ** 2)

@@ -1,0 +1,200 @@
+"""The one interface over all potentials, and forces and stress for every backend."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor, nn
+
+from ase_finetune.errors import InputError
+from ase_finetune.graphs import AtomGraph
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a potential says about a batch of b structures with n atoms.
+
+    Attributes
+    ----------
+    energies : (n,)
+        Per-atom energies, eV.
+    energy : (b,)
+        Total energies, eV.
+    forces : (n, 3) or None
+        eV/Å.
+    stress : (b, 6) or None
+        eV/Å³, ASE's sign and Voigt order xx, yy, zz, yz, xz, xy; 0 where the cell has no volume.
+    """
+
+    energies: Tensor
+    energy: Tensor
+    forces: Tensor | None = None
+    stress: Tensor | None = None
+
+
+class Potential(nn.Module, ABC):
+    """A differentiable interatomic potential: per-atom energies as a function of edge vectors.
+
+    A backend is one subclass: it wraps a native module and implements :meth:`atomic_energies`,
+    :meth:`architecture`, :meth:`from_architecture` and :meth:`save_native`. Everything else, forces
+    and stress included, is written here once.
+
+    Attributes
+    ----------
+    backend
+        Name under which saved files find the class again.
+    native
+        The wrapped module. Parameter names are the native model's own, so files of other tools that
+        are keyed by them (Fisher information, checkpoints) fit.
+    cutoff
+        Radius in Å.
+    numbers
+        Atomic numbers the model knows, ascending.
+    heads
+        Names of the model's heads or modalities; empty for models with one output.
+    head
+        The one in use.
+    """
+
+    backend: ClassVar[str]
+    native: nn.Module
+    cutoff: float
+    numbers: tuple[int, ...]
+    heads: tuple[str, ...] = ()
+    head: str | None = None
+
+    @abstractmethod
+    def atomic_energies(self, graph: AtomGraph, edge_index: Tensor, vectors: Tensor) -> Tensor:
+        """Per-atom energies from edge vectors.
+
+        Parameters
+        ----------
+        graph
+            Numbers and batch indices; its positions must not be used, so that forces and stress
+            follow from ``vectors`` alone.
+        edge_index : (2, e)
+            Edges i -> j shorter than the cutoff.
+        vectors : (e, 3)
+            Å, from i to j.
+
+        Returns
+        -------
+        (n,) energies in eV, differentiable in ``vectors`` and the parameters.
+        """
+
+    @abstractmethod
+    def architecture(self) -> dict[str, Any]:
+        """JSON-able description from which :meth:`from_architecture` rebuilds the module."""
+
+    @classmethod
+    @abstractmethod
+    def from_architecture(cls, architecture: dict[str, Any], head: str | None = None) -> Potential:
+        """The module of an :meth:`architecture`, with weights to be loaded."""
+
+    @abstractmethod
+    def save_native(self, path: Path) -> None:
+        """Write the backend's own checkpoint format, for its own calculator, LAMMPS and tools."""
+
+    def energies(self, graph: AtomGraph) -> Tensor:
+        """(n,) per-atom energies in eV, differentiable in positions, cell and parameters."""
+        edge_index, vectors = graph.edges_within(self.cutoff)
+        return self.atomic_energies(graph, edge_index, vectors)
+
+    def forward(self, graph: AtomGraph) -> Tensor:
+        """Same as :meth:`energies`."""
+        return self.energies(graph)
+
+    def predict(
+        self, graph: AtomGraph, *, forces: bool = True, stress: bool = True, create_graph: bool = False
+    ) -> Prediction:
+        """Energy, forces and stress of a batch.
+
+        The energy depends on the structure through its edge vectors r alone, so with g = dE/dr the
+        force is the sum of g over the edges that leave an atom minus those that enter it, and the
+        virial is the sum of r g^T, symmetric for a rotationally invariant energy. This equals -dE/dx
+        and dE/d(strain) and is the same code for every backend.
+
+        Parameters
+        ----------
+        graph
+            Structures on the potential's device, in its dtype.
+        forces, stress
+            What to compute besides the energy.
+        create_graph
+            Keep the graph of the derivatives: needed for losses on forces and for gradients through
+            trajectories. Never taken from ``training``.
+        """
+        if not (forces or stress):
+            energies = self.energies(graph)
+            return Prediction(energies, _sum_by(energies, graph.batch, graph.num_graphs))
+        with torch.enable_grad():
+            edge_index, vectors = graph.edges_within(self.cutoff)
+            if not vectors.requires_grad:
+                vectors = vectors.detach().requires_grad_()
+            energies = self.atomic_energies(graph, edge_index, vectors)
+            energy = _sum_by(energies, graph.batch, graph.num_graphs)
+            (gradient,) = torch.autograd.grad(
+                energy.sum(), vectors, create_graph=create_graph, retain_graph=create_graph, allow_unused=True
+            )
+        if gradient is None:  # no edges at all: an isolated atom
+            gradient = torch.zeros_like(vectors)
+        if not create_graph:
+            energies, energy, vectors = energies.detach(), energy.detach(), vectors.detach()
+        return Prediction(
+            energies,
+            energy,
+            _forces(gradient, edge_index, len(graph.numbers)) if forces else None,
+            _stress(gradient, vectors, edge_index, graph) if stress else None,
+        )
+
+    def check_numbers(self, graph_or_numbers: AtomGraph | Any) -> None:
+        """Raise an :class:`InputError` that names the first atom whose element is unknown."""
+        numbers = graph_or_numbers.numbers if isinstance(graph_or_numbers, AtomGraph) else graph_or_numbers
+        known = set(self.numbers)
+        for index, number in enumerate(int(z) for z in numbers):
+            if number not in known:
+                raise InputError(
+                    f"atom {index} is {chemical_symbols[number]}, an element this model does not know; "
+                    f"it knows {', '.join(chemical_symbols[z] for z in self.numbers)}"
+                )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the parameters."""
+        return next(self.native.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.native.parameters()).device
+
+    def native_parameters(self, trainable_only: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters under the native model's own names."""
+        for name, parameter in self.native.named_parameters():
+            if parameter.requires_grad or not trainable_only:
+                yield name, parameter
+
+
+def _sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
+    return values.new_zeros((size, *values.shape[1:])).index_add(0, index, values)
+
+
+def _forces(gradient: Tensor, edge_index: Tensor, num_atoms: int) -> Tensor:
+    leaving = _sum_by(gradient, edge_index[0], num_atoms)
+    return leaving.index_add(0, edge_index[1], gradient, alpha=-1)
+
+
+def _stress(gradient: Tensor, vectors: Tensor, edge_index: Tensor, graph: AtomGraph) -> Tensor:
+    # Symmetrised products, as the derivative by a symmetric strain gives them.
+    rows, columns = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
+    products = 0.5 * (vectors[:, rows] * gradient[:, columns] + vectors[:, columns] * gradient[:, rows])
+    virial = _sum_by(products, graph.batch[edge_index[0]], graph.num_graphs)
+    volume = graph.volume
+    inverse = torch.where(volume > 0, 1 / volume.clamp(min=1e-12), torch.zeros_like(volume))
+    return virial * inverse[:, None]

@@ -1,0 +1,72 @@
+"""Imports of the backends that leave the process as it was.
+
+e3nn 0.4.4 loads its constants with ``torch.load`` in a way torch >= 2.6 refuses, and ``import mace``
+sets an environment variable that turns torch's safe loading off for everyone. Both are dealt with
+here and nowhere else: nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ase_finetune.errors import BackendNotInstalledError
+
+
+@contextmanager
+def safe_globals(allowed: list[Any]) -> Iterator[None]:
+    """Let ``torch.load(weights_only=True)`` accept ``allowed`` for the length of the block."""
+    serialization: Any = torch.serialization
+    before = list(serialization.get_safe_globals())
+    serialization.add_safe_globals(allowed)
+    try:
+        yield
+    finally:
+        serialization.clear_safe_globals()
+        serialization.add_safe_globals(before)
+
+
+@contextmanager
+def unchanged_environment() -> Iterator[None]:
+    """Undo what the block does to the environment variables."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def import_backend(module: str, install: str) -> ModuleType:
+    """Import a module of sevenn or mace.
+
+    Parameters
+    ----------
+    module
+        Dotted name, for example ``"sevenn.util"``.
+    install
+        What the user installs to get it, for the error message.
+
+    Raises
+    ------
+    BackendNotInstalledError
+        With the reason, if the package is missing or does not import.
+    """
+    try:
+        with safe_globals([slice]), unchanged_environment(), warnings.catch_warnings():
+            # Deprecations inside third-party packages are not the user's business.
+            warnings.simplefilter("ignore")
+            importlib.import_module("e3nn.o3")
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise BackendNotInstalledError(
+            f"the backend module {module} does not import ({error}); install it with: pip install {install}"
+        ) from error

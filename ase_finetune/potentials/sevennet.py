@@ -1,0 +1,222 @@
+"""SevenNet models behind the :class:`Potential` interface."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ase_finetune.errors import CheckpointError, InputError
+from ase_finetune.graphs import AtomGraph
+from ase_finetune.potentials.base import Potential
+from ase_finetune.potentials.imports import import_backend, safe_globals
+
+_INSTALL = "'ase_finetune[sevenn]'"
+
+#: Config entries of a checkpoint that describe the model; the rest tells how somebody trained it
+#: (paths, devices, schedules) and is not copied into saved files.
+_MODEL_KEYS = """
+    version _model_type chemical_species _number_of_species _type_map _chemical_species_by_atomic_number
+    act_gate act_scalar act_radial irreps_manual channel lmax lmax_edge lmax_node is_parity radial_basis
+    cutoff_function cutoff num_convolution_layer weight_nn_hidden_neurons train_shift_scale train_denominator
+    use_bias_in_linear readout_as_fcn readout_fcn_hidden_neurons readout_fcn_activation self_connection_type
+    _normalize_sph interaction_type conv_denominator shift scale use_species_wise_shift_scale dtype
+    avg_num_neigh train_avg_num_neigh optimize_by_reduce
+    use_modality _number_of_modalities _modal_map use_modal_node_embedding use_modal_self_inter_intro
+    use_modal_self_inter_outro use_modal_output_block use_modal_wise_shift use_modal_wise_scale default_modal
+    cuequivariance_config use_flash_tp use_oeq
+    """.split()
+
+
+class SevenNetPotential(Potential):
+    """A SevenNet model.
+
+    Its modules are run on our own edge vectors up to the per-atom energies; the module that computes
+    forces is left out, because :meth:`Potential.predict` does that for every backend.
+
+    Parameters
+    ----------
+    native
+        ``sevenn``'s ``AtomGraphSequential``.
+    config
+        The configuration the module was built from (a SevenNet checkpoint's ``config``).
+    head
+        Modality of a multi-modal model (``"mpa"``, ``"omat24"``, ...).
+
+    Raises
+    ------
+    InputError
+        If the model has several modalities and ``head`` names none of them.
+    """
+
+    backend = "sevenn"
+
+    def __init__(self, native: nn.Module, config: dict[str, Any], head: str | None = None) -> None:
+        super().__init__()
+        self.native = native
+        self.config = config
+        self.cutoff = float(config["cutoff"])
+        type_map: dict[int, int] = {int(z): int(i) for z, i in config["_type_map"].items()}
+        self.numbers = tuple(sorted(type_map))
+        index = torch.full((120,), -1)
+        for number, position in type_map.items():
+            index[number] = position
+        self.register_buffer("_type_index", index, persistent=False)
+        self._type_index: Tensor
+        modal_map = (config.get("_modal_map") or {}) if config.get("use_modality") else {}
+        self.heads = tuple(modal_map)
+        self.head = choose_head(self.heads, head)
+        self._modality = int(modal_map[self.head]) if self.head is not None else None
+        self._keys = import_backend("sevenn._keys", _INSTALL)
+        native.set_is_batch_data(True)
+
+    @classmethod
+    def from_checkpoint(cls, path: Path, head: str | None = None) -> SevenNetPotential:
+        """Load a SevenNet checkpoint (``.pth``) without executing code from it.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is corrupt or not a SevenNet checkpoint.
+        """
+        content = _load_checkpoint(path)
+        missing = {"config", "model_state_dict"} - set(content)
+        if missing:
+            raise CheckpointError(f"{path} is not a SevenNet checkpoint: it lacks {', '.join(sorted(missing))}")
+        native, config = _build(content["config"], content["model_state_dict"])
+        return cls(native, config, head)
+
+    def atomic_energies(self, graph: AtomGraph, edge_index: Tensor, vectors: Tensor) -> Tensor:
+        keys = self._keys
+        types = self._type_index[graph.numbers]
+        data: dict[str, Tensor] = {
+            keys.EDGE_VEC: vectors,
+            keys.EDGE_IDX: edge_index,
+            keys.ATOMIC_NUMBERS: graph.numbers,
+            keys.NODE_FEATURE: types,
+            keys.ATOM_TYPE: types,
+            keys.BATCH: graph.batch,
+            keys.NUM_ATOMS: graph.num_atoms,
+        }
+        if self._modality is not None:
+            data[keys.MODAL_TYPE] = graph.batch.new_full((graph.num_graphs,), self._modality)
+        for name, module in self.native.named_children():
+            data = module(data)
+            if "onehot" in name:  # sevenn's one-hot modules return float32 whatever the model's dtype is
+                _cast_floats(data, vectors.dtype)
+            if keys.ATOMIC_ENERGY in data:
+                break
+        return data[keys.ATOMIC_ENERGY].squeeze(1)
+
+    def architecture(self) -> dict[str, Any]:
+        plain = {key: _plain(self.config[key]) for key in _MODEL_KEYS if key in self.config}
+        # JSON turns integer keys into strings: keep them as pairs.
+        return plain | {"_type_map": [[int(z), int(i)] for z, i in self.config["_type_map"].items()]}
+
+    @classmethod
+    def from_architecture(cls, architecture: dict[str, Any], head: str | None = None) -> SevenNetPotential:
+        config = copy.deepcopy(architecture) | {"_type_map": {int(z): int(i) for z, i in architecture["_type_map"]}}
+        native, config = _build(config, None)
+        return cls(native, config, head)
+
+    def save_native(self, path: Path) -> None:
+        """Write a SevenNet checkpoint for ``SevenNetCalculator`` and ``sevenn get_model`` (LAMMPS).
+
+        sevenn reads single precision, so a float64 model is rounded to it.
+        """
+        state = {
+            name: value.detach().cpu().to(torch.float32 if value.is_floating_point() else None)
+            for name, value in self.native.state_dict().items()
+        }
+        content = {
+            "model_state_dict": state,
+            "optimizer_state_dict": None,
+            "scheduler_state_dict": None,
+            "config": copy.deepcopy(self.config),
+            "epoch": 0,
+            "time": "exported",
+            "hash": "exported",
+        }
+        torch.save(content, path)
+
+
+def choose_head(heads: tuple[str, ...], head: str | None) -> str | None:
+    """The head to use: the one asked for, or the only one there is.
+
+    Raises
+    ------
+    InputError
+        If ``head`` is not one of ``heads``, or there are several and none is named.
+    """
+    if head is None and len(heads) <= 1:
+        return heads[0] if heads else None
+    if head not in heads:
+        known = ", ".join(repr(name) for name in heads) or "none"
+        raise InputError(f"this model's heads are {known}; head={head!r} is not one of them")
+    return head
+
+
+def _cast_floats(data: dict[str, Tensor], dtype: torch.dtype) -> None:
+    for key, value in data.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype:
+            data[key] = value.to(dtype)
+
+
+def _load_checkpoint(path: Path) -> dict[str, Any]:
+    multiarray: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
+    dtypes = [getattr(np.dtypes, name) for name in ("Float32DType", "Float64DType", "Int64DType")]
+    numpy_globals = [np.ndarray, np.dtype, *dtypes]
+    for function in ("_reconstruct", "scalar"):
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            numpy_globals.append((getattr(multiarray, function), f"{module}.{function}"))
+    try:
+        with safe_globals(numpy_globals):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what its unpickler meets: no common type
+        raise CheckpointError(f"{path} is not a readable SevenNet checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a SevenNet checkpoint: it holds a {type(content).__name__}")
+    return content
+
+
+def _build(config: dict[str, Any], state: dict[str, Tensor] | None) -> tuple[nn.Module, dict[str, Any]]:
+    """Module and completed config, by whichever of sevenn's two interfaces is installed."""
+    model_build = import_backend("sevenn.model_build", _INSTALL)
+    util = import_backend("sevenn.util", _INSTALL)
+    config = copy.deepcopy(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sevenn warns for every default it fills in
+        if hasattr(util, "load_checkpoint"):  # sevenn >= 0.11
+            checkpoint = import_backend("sevenn.checkpoint", _INSTALL)
+            compat = import_backend("sevenn.scripts.backward_compatibility", _INSTALL)
+            config = checkpoint._config_cp_routine(config)
+            native = model_build.build_E3_equivariant_model(copy.deepcopy(config))
+            if state is not None:
+                state = compat.patch_state_dict_if_old(state, config, native)
+                native.load_state_dict(state, strict=True)
+        else:
+            if state is None:
+                defaults = import_backend("sevenn._const", _INSTALL).model_defaults(config)
+                config = dict(defaults) | util._patch_old_config(config)
+                native = model_build.build_E3_equivariant_model(config)
+            else:
+                native, config = util.model_from_checkpoint({"config": config, "model_state_dict": state})
+    return native, config
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, strings, lists and dicts only."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
