@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Potential(nn.Module, ABC):
     """A differentiable interatomic potential: per-atom energies as a function of edge vectors.
 
     A backend is one subclass: it wraps a native module and implements :meth:`atomic_energies`,
-    :meth:`architecture`, :meth:`from_architecture` and :meth:`save_native`. Everything else, forces
+    :meth:`architecture`, :meth:`from_architecture`, :meth:`shift_energies` and :meth:`save_native`. Everything else, forces
     and stress included, is written here once.
 
     Attributes
@@ -98,6 +99,10 @@ class Potential(nn.Module, ABC):
         """The module of an :meth:`architecture`, with weights to be loaded."""
 
     @abstractmethod
+    def shift_energies(self, offsets: dict[int, float]) -> None:
+        """Add per-element energies (eV, by atomic number) to the model's own."""
+
+    @abstractmethod
     def save_native(self, path: Path) -> None:
         """Write the backend's own checkpoint format, for its own calculator, LAMMPS and tools."""
 
@@ -133,7 +138,8 @@ class Potential(nn.Module, ABC):
         if not (forces or stress):
             energies = self.energies(graph)
             return Prediction(energies, _sum_by(energies, graph.batch, graph.num_graphs))
-        with torch.enable_grad():
+        constant = contextlib.nullcontext() if create_graph else _constant_parameters(self.native)
+        with torch.enable_grad(), constant:
             edge_index, vectors = graph.edges_within(self.cutoff)
             if not vectors.requires_grad:
                 vectors = vectors.detach().requires_grad_()
@@ -179,6 +185,35 @@ class Potential(nn.Module, ABC):
         for name, parameter in self.native.named_parameters():
             if parameter.requires_grad or not trainable_only:
                 yield name, parameter
+
+
+def choose_head(heads: tuple[str, ...], head: str | None) -> str | None:
+    """The head to use: the one asked for, or the only one there is.
+
+    Raises
+    ------
+    InputError
+        If ``head`` is not one of ``heads``, or there are several and none is named.
+    """
+    if head is None and len(heads) <= 1:
+        return heads[0] if heads else None
+    if head not in heads:
+        known = ", ".join(repr(name) for name in heads) or "none"
+        raise InputError(f"this model's heads are {known}; head={head!r} is not one of them")
+    return head
+
+
+@contextlib.contextmanager
+def _constant_parameters(module: nn.Module) -> Iterator[None]:
+    """Spare the backward pass to the edge vectors the gradients of parameters nobody asked for."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_()
 
 
 def _sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:

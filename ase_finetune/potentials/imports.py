@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,20 @@ from typing import Any
 import torch
 
 from ase_finetune.errors import BackendNotInstalledError
+
+#: What ``torch.load`` raises on files that are torn, foreign or unsafe: there is no common type.
+LOAD_ERRORS = (
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @contextmanager

@@ -83,6 +83,11 @@ class MorsePotential(Potential):
             raise InputError(f"a Morse potential has no heads, got head={head!r}")
         return cls(architecture["numbers"], cutoff=architecture["cutoff"])
 
+    @torch.no_grad()
+    def shift_energies(self, offsets: dict[int, float]) -> None:
+        for number, offset in offsets.items():
+            self.native["shift"][self._index[number]] += offset
+
     def save_native(self, path: Path) -> None:
         """Write all parameters as JSON (this potential has no other tool to be read by)."""
         values = {name: parameter.tolist() for name, parameter in self.native.items()}

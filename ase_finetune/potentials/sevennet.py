@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from ase_finetune.errors import CheckpointError, InputError
 from ase_finetune.graphs import AtomGraph
-from ase_finetune.potentials.base import Potential
-from ase_finetune.potentials.imports import import_backend, safe_globals
+from ase_finetune.potentials.base import Potential, choose_head
+from ase_finetune.potentials.imports import LOAD_ERRORS, import_backend, safe_globals
 
 _INSTALL = "'ase_finetune[sevenn]'"
 
@@ -31,6 +32,8 @@ _MODEL_KEYS = """
     use_modal_self_inter_outro use_modal_output_block use_modal_wise_shift use_modal_wise_scale default_modal
     cuequivariance_config use_flash_tp use_oeq
     """.split()
+
+_DATA_KEYS = "EDGE_VEC EDGE_IDX ATOMIC_NUMBERS NODE_FEATURE ATOM_TYPE BATCH NUM_ATOMS MODAL_TYPE ATOMIC_ENERGY".split()
 
 
 class SevenNetPotential(Potential):
@@ -72,7 +75,9 @@ class SevenNetPotential(Potential):
         self.heads = tuple(modal_map)
         self.head = choose_head(self.heads, head)
         self._modality = int(modal_map[self.head]) if self.head is not None else None
-        self._keys = import_backend("sevenn._keys", _INSTALL)
+        names = import_backend("sevenn._keys", _INSTALL)
+        # Plain strings, not the module, so that the potential can be copied and pickled.
+        self._keys = SimpleNamespace(**{name: getattr(names, name, None) for name in _DATA_KEYS})
         native.set_is_batch_data(True)
 
     @classmethod
@@ -124,6 +129,15 @@ class SevenNetPotential(Potential):
         native, config = _build(config, None)
         return cls(native, config, head)
 
+    @torch.no_grad()
+    def shift_energies(self, offsets: dict[int, float]) -> None:
+        shift = self.native.get_submodule("rescale_atomic_energy").get_parameter("shift")
+        if shift.shape[-1] != len(self.numbers):
+            raise InputError("this SevenNet model has one energy shift for all elements; use reference='align'")
+        row = shift if shift.ndim == 1 else shift[self._modality]
+        for number, offset in offsets.items():
+            row[self._type_index[number]] += offset
+
     def save_native(self, path: Path) -> None:
         """Write a SevenNet checkpoint for ``SevenNetCalculator`` and ``sevenn get_model`` (LAMMPS).
 
@@ -145,22 +159,6 @@ class SevenNetPotential(Potential):
         torch.save(content, path)
 
 
-def choose_head(heads: tuple[str, ...], head: str | None) -> str | None:
-    """The head to use: the one asked for, or the only one there is.
-
-    Raises
-    ------
-    InputError
-        If ``head`` is not one of ``heads``, or there are several and none is named.
-    """
-    if head is None and len(heads) <= 1:
-        return heads[0] if heads else None
-    if head not in heads:
-        known = ", ".join(repr(name) for name in heads) or "none"
-        raise InputError(f"this model's heads are {known}; head={head!r} is not one of them")
-    return head
-
-
 def _cast_floats(data: dict[str, Tensor], dtype: torch.dtype) -> None:
     for key, value in data.items():
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype:
@@ -171,13 +169,15 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
     multiarray: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
     dtypes = [getattr(np.dtypes, name) for name in ("Float32DType", "Float64DType", "Int64DType")]
     numpy_globals = [np.ndarray, np.dtype, *dtypes]
-    for function in ("_reconstruct", "scalar"):
-        for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            numpy_globals.append((getattr(multiarray, function), f"{module}.{function}"))
+    numpy_globals += [
+        (getattr(multiarray, function), f"{module}.{function}")
+        for function in ("_reconstruct", "scalar")
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+    ]
     try:
         with safe_globals(numpy_globals):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what its unpickler meets: no common type
+    except LOAD_ERRORS as error:
         raise CheckpointError(f"{path} is not a readable SevenNet checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a SevenNet checkpoint: it holds a {type(content).__name__}")

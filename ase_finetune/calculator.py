@@ -1,0 +1,247 @@
+"""FinetunedCalculator: pretrained and fine-tuned potentials as an ASE calculator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from tqdm import tqdm
+
+from ase_finetune.errors import InputError, OutputExistsError
+from ase_finetune.graphs import AtomGraph, SkinNeighborList
+from ase_finetune.potentials import Potential, load_potential, save_potential
+from ase_finetune.potentials.base import Prediction
+from ase_finetune.potentials.batched import DEFAULT_MAX_EDGES, predict_many
+from ase_finetune.potentials.devices import resolve_device, resolve_dtype
+
+Model = str | os.PathLike[str] | Potential
+
+
+class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no type information
+    """ASE calculator over pretrained and fine-tuned interatomic potentials.
+
+    Parameters
+    ----------
+    model
+        A name (``"7net-0"``, ``"mace-mpa-0"``, ...; see :func:`ase_finetune.list_models`), a folder
+        written by :meth:`save`, a SevenNet or MACE checkpoint, or a :class:`Potential`. A list of these
+        is an ensemble: results are means, and :attr:`spread` holds the standard deviations.
+    device
+        ``"auto"`` takes a GPU where there is one; otherwise a torch device name.
+    dtype
+        ``"float32"`` (MD) or ``"float64"`` (relaxations, phonons, finite differences).
+    head
+        Head or modality of models that have several.
+    reference
+        Energies in the reference of the pretrained ``"model"``, or of the ``"target"`` data it was
+        fine-tuned on: the per-element offsets found by ``finetune`` are then added back.
+    skin
+        Verlet skin in Å: the neighbour list is rebuilt only when an atom has moved half of it. It saves
+        time in MD and relaxations; set 0 when every structure is new.
+    trust_pickle
+        Allow loading a foreign MACE ``.model`` file, which can execute code.
+    **kwargs
+        Passed to :class:`ase.calculators.calculator.Calculator`.
+
+    Raises
+    ------
+    ase_finetune.errors.UnknownModelError, ModelNotAvailableError, CheckpointError
+        If the model cannot be had.
+    InputError
+        If an argument is not usable; at evaluation, if a structure is not (unknown element, positions
+        that are not finite or coincide, a periodic cell without volume).
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> atoms = bulk("Si")
+    >>> atoms.calc = FinetunedCalculator("7net-0")
+    >>> energy = atoms.get_potential_energy()  # eV
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+    default_parameters: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        model: Model | Sequence[Model] = "7net-0",
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        head: str | None = None,
+        reference: str = "model",
+        skin: float = 0.5,
+        trust_pickle: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if reference not in ("model", "target"):
+            raise InputError(f"reference must be 'model' or 'target', got {reference!r}")
+        models = list(model) if isinstance(model, Sequence) and not isinstance(model, str) else [model]
+        if not models:
+            raise InputError("the list of models is empty")
+        self._device = resolve_device(device)
+        loaded = [
+            load_potential(m, head=head, device=self._device, dtype=resolve_dtype(dtype), trust_pickle=trust_pickle)
+            for m in models
+        ]
+        self.potentials: list[Potential] = [potential for potential, _ in loaded]
+        #: Origin of the model: base model, configuration, versions, errors, reference offsets.
+        self.metadata: dict[str, Any] = loaded[0][1]
+        #: Epochs of the fine-tuning that made this calculator (empty otherwise).
+        self.history: list[dict[str, Any]] = []
+        #: Standard deviation over an ensemble of the last energy (eV), forces (eV/Å) and stress (eV/Å³).
+        self.spread: dict[str, Any] = {}
+        names = [_name(m) for m in models]
+        # Strings and numbers only: ASE writes the parameters into trajectories.
+        self.parameters.update(
+            model=names[0] if len(names) == 1 else names,
+            device=str(self._device),
+            dtype=dtype,
+            head=self.potential.head,
+            reference=reference,
+            skin=skin,
+        )
+        if reference == "target" and "reference_offsets" not in self.metadata:
+            raise InputError("reference='target' needs a model fine-tuned with reference='align'; this one is not")
+        self._neighbors = SkinNeighborList(max(p.cutoff for p in self.potentials), skin)
+
+    @property
+    def potential(self) -> Potential:
+        """The (first) potential behind the calculator."""
+        return self.potentials[0]
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Everything there is to know about ``atoms``, in one evaluation whatever is asked first."""
+        super().calculate(atoms, list(properties), list(system_changes))
+        structure = self.atoms
+        self._check_elements(structure.numbers)
+        edges = self._neighbors.update(structure)
+        graph = AtomGraph.from_atoms(structure, self._neighbors.cutoff, dtype=self.potential.dtype, edges=edges)
+        graph = graph.to(self._device)
+        with torch.no_grad():
+            members = [self._results(p.predict(graph), structure) for p in self.potentials]
+        self.results = _mean(members)
+        self.spread = _spread(members) if len(members) > 1 else {}
+        if "stress" in properties and "stress" not in self.results:
+            raise PropertyNotImplementedError(f"stress needs a cell with a volume, this one is {structure.cell}")
+
+    def calculate_many(
+        self, structures: Sequence[Atoms], *, max_edges: int = DEFAULT_MAX_EDGES, progress: bool = False
+    ) -> list[dict[str, Any]]:
+        """Evaluate many structures in batches.
+
+        Parameters
+        ----------
+        structures
+            Any sizes, elements and periodicities.
+        max_edges
+            Bound of one batch; lower it when memory runs out.
+        progress
+            Show a progress bar.
+
+        Returns
+        -------
+        One results dictionary per structure, as ``calc.results`` after a single evaluation.
+
+        Raises
+        ------
+        InputError
+            If a structure cannot be evaluated; its position in the list is named.
+        """
+        graphs = [self._graph(index, atoms) for index, atoms in enumerate(structures)]
+        members = []
+        for potential in self.potentials:
+            with tqdm(total=len(graphs), disable=not progress, unit="structure") as bar:
+                predictions = predict_many(potential, graphs, max_edges=max_edges, on_structure=bar.update)
+            members.append([self._results(p, atoms) for p, atoms in zip(predictions, structures, strict=True)])
+        return [_mean(list(results)) for results in zip(*members, strict=True)]
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write a folder that ``FinetunedCalculator(path)`` loads again, bit for bit.
+
+        Raises
+        ------
+        OutputExistsError
+            If ``path`` exists and ``overwrite`` is not set.
+        """
+        save_potential(self._single(), Path(path), metadata=self.metadata, overwrite=overwrite)
+
+    def export(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the backend's own checkpoint: for SevenNetCalculator, MACECalculator, LAMMPS.
+
+        The reference offsets are not part of it; energies are in the pretrained model's reference.
+        """
+        export_potential(self._single(), Path(path), overwrite=overwrite)
+
+    def _graph(self, index: int, atoms: Atoms) -> AtomGraph:
+        try:
+            self._check_elements(atoms.numbers)
+            return AtomGraph.from_atoms(atoms, self._neighbors.cutoff, dtype=self.potential.dtype)
+        except InputError as error:
+            raise InputError(f"structure {index}: {error}") from error
+
+    def _check_elements(self, numbers: Any) -> None:
+        for potential in self.potentials:
+            potential.check_numbers(numbers)
+
+    def _results(self, prediction: Prediction, atoms: Atoms) -> dict[str, Any]:
+        energies = prediction.energies.double().cpu().numpy() + self._offsets(atoms)
+        results: dict[str, Any] = {"energies": energies, "energy": float(energies.sum())}
+        results["free_energy"] = results["energy"]
+        if prediction.forces is not None:
+            results["forces"] = prediction.forces.double().cpu().numpy()
+        if prediction.stress is not None and atoms.cell.rank == 3:
+            results["stress"] = prediction.stress[0].double().cpu().numpy()
+        return results
+
+    def _offsets(self, atoms: Atoms) -> Any:
+        if self.parameters["reference"] == "model":
+            return 0.0
+        offsets = self.metadata.get("reference_offsets", {})
+        return np.array([offsets.get(symbol, 0.0) for symbol in atoms.get_chemical_symbols()])
+
+    def _single(self) -> Potential:
+        if len(self.potentials) > 1:
+            raise InputError("an ensemble has no single file; save its members one by one")
+        return self.potential
+
+
+def export_potential(potential: Potential, path: Path, *, overwrite: bool = False) -> None:
+    """Write a potential in its backend's own format.
+
+    Raises
+    ------
+    OutputExistsError
+        If ``path`` exists and ``overwrite`` is not set.
+    """
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} exists; choose another name or pass overwrite=True")
+    partial = path.with_name(path.name + ".part")
+    potential.save_native(partial)
+    partial.replace(path)
+
+
+def _name(model: Model) -> str:
+    return f"a {model.backend} potential" if isinstance(model, Potential) else os.fspath(model)
+
+
+def _mean(members: list[dict[str, Any]]) -> dict[str, Any]:
+    if len(members) == 1:
+        return members[0]
+    return {name: np.mean([member[name] for member in members], axis=0) for name in members[0]}
+
+
+def _spread(members: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: np.std([member[name] for member in members], axis=0) for name in members[0]}

@@ -1,0 +1,80 @@
+"""Replay without the pretraining set: labels made by the pretrained model itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ase_finetune.graphs import AtomGraph
+from ase_finetune.potentials.base import Potential
+from ase_finetune.potentials.batched import predict_many
+from ase_finetune.potentials.storage import potential_hash
+
+
+def pseudo_label(
+    potential: Potential,
+    graphs: Sequence[AtomGraph],
+    *,
+    cache: Path | None = None,
+    on_structure: Callable[[], object] | None = None,
+) -> list[AtomGraph]:
+    """Label structures with a potential's own energy, forces and stress.
+
+    Training on them holds the potential where it is. The labels of original data do no better
+    (Tompa et al., arXiv 2606.12704).
+
+    Parameters
+    ----------
+    potential
+        The pretrained model.
+    graphs
+        One structure each, in the potential's dtype.
+    cache
+        Folder to keep the labels in, so that the same model labels the same structures only once.
+    on_structure
+        Called after each structure, for a progress bar.
+
+    Returns
+    -------
+    The graphs with labels; stress is left out where the cell has no volume.
+    """
+    file = cache / f"{_digest(potential, graphs)}.safetensors" if cache is not None else None
+    labels = _read(file) if file is not None else None
+    if labels is None:
+        predictions = predict_many(potential, graphs, on_structure=on_structure)
+        labels = {
+            "energy": torch.cat([p.energy for p in predictions]),
+            "forces": torch.cat([p.forces for p in predictions if p.forces is not None]),
+            "stress": torch.cat([p.stress for p in predictions if p.stress is not None]),
+        }
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".part")
+            save_file(labels, partial)
+            partial.replace(file)
+    forces = labels["forces"].split([len(graph.numbers) for graph in graphs])
+    return [
+        graph.with_labels(energy, force, stress if float(graph.volume[0]) > 0 else None)
+        for graph, energy, force, stress in zip(graphs, labels["energy"], forces, labels["stress"], strict=True)
+    ]
+
+
+def _read(file: Path) -> dict[str, Tensor] | None:
+    try:
+        return load_file(file)
+    except (FileNotFoundError, SafetensorError):  # a torn file is only a cache miss
+        return None
+
+
+def _digest(potential: Potential, graphs: Sequence[AtomGraph]) -> str:
+    digest = hashlib.sha256(f"{potential_hash(potential)} {potential.head} {potential.dtype}".encode())
+    for graph in graphs:
+        for tensor in (graph.numbers, graph.positions, graph.cell, graph.pbc):
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]

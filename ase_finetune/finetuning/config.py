@@ -1,0 +1,197 @@
+"""All options of a fine-tuning run: the one source for Python, YAML and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from ase_finetune.errors import InputError
+from ase_finetune.losses import Loss
+
+METHODS = ("naive", "replay", "ewc", "reewc")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Options of :func:`ase_finetune.finetune`.
+
+    Attributes
+    ----------
+    method
+        ``"naive"`` (the new frames alone), ``"replay"`` (old structures in between), ``"ewc"`` (a spring on
+        what old structures need) or ``"reewc"`` (both).
+    epochs
+        Passes over the training frames.
+    batch_size
+        Training frames per step.
+    max_edges
+        Largest number of edges worked on at once; a batch with more is cut into pieces whose gradients add
+        up to its own. ``None`` is 2500 on a CPU, where that is fastest, and 100 000 on a GPU.
+    learning_rate
+        Peak of the schedule.
+    loss
+        Definition and weights of the loss.
+    optimizer
+        ``"adam"`` or ``"adamw"``.
+    weight_decay
+        Pulls parameters to zero, not to the pretrained model, hence 0 by default.
+    schedule
+        ``"cosine"`` (to zero) or ``"constant"``, both after a linear warm-up.
+    warmup
+        Fraction of the steps spent warming up.
+    clip_norm
+        Largest norm of the gradient, penalty included; ``None`` for no clipping.
+    ema_decay
+        Decay per step of an exponential moving average of the weights, which is then evaluated and kept;
+        ``None`` for none.
+    early_stopping
+        Stop after so many epochs without a better score; ``None`` never stops early.
+    freeze
+        Patterns (``fnmatch``) of native parameter names that keep their values.
+    reference
+        ``"align"`` trains in the model's own energy reference (per-element offsets are fitted and kept in the
+        metadata), ``"shift"`` moves the model's own per-element energies instead, ``"none"`` trains on raw
+        energies.
+    replay_labels
+        ``"pseudo"`` (made by the pretrained model), ``"data"`` (from the replay file) or ``"auto"`` (from the
+        file where it has labels).
+    replay_size
+        Replay structures to use, at most.
+    replay_batch_size
+        Replay structures per step; as ``batch_size`` when ``None``.
+    replay_schedule
+        ``"alternate"`` (a target step, then an independent replay step) or ``"joint"`` (one step on the sum).
+    replay_weight
+        Weight of the replay loss, in training and in the choice of the best checkpoint.
+    monitor_size
+        Replay structures held out from training to watch forgetting.
+    fisher
+        ``"label-free"``, ``"empirical"``, a file, or ``"auto"`` (label-free).
+    fisher_size
+        Structures the Fisher information is estimated on.
+    fisher_draws
+        Random draws per structure of the label-free form.
+    fisher_normalize
+        Divide the Fisher information by its mean; ``None`` does so for our own estimates, not for published files.
+    fisher_anchor
+        File with the parameters theta* that belong to a published Fisher file; the pretrained ones when ``None``.
+    ewc_lambda
+        Strength of the penalty; ``None`` is 1e-2 for a normalised Fisher and 1e5, as published, for a raw one.
+    group_by
+        ``info`` key that says which frames belong to one trajectory, or ``"auto"``.
+    energy_key, forces_key, stress_key
+        Names of the labels where they are not ASE's.
+    seed
+        Of splits, shuffling and random draws.
+    device, dtype
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ...; ``"float32"`` or ``"float64"``.
+    trust_pickle
+        Allow loading a foreign MACE ``.model`` file, which can execute code.
+    """
+
+    method: Literal["naive", "replay", "ewc", "reewc"] = "reewc"
+    epochs: int = 10
+    batch_size: int = 4
+    max_edges: int | None = None
+    learning_rate: float = 3e-4
+    loss: Loss = field(default_factory=Loss)
+    optimizer: Literal["adam", "adamw"] = "adam"
+    weight_decay: float = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: float = 0.1
+    clip_norm: float | None = 10.0
+    ema_decay: float | None = None
+    early_stopping: int | None = None
+    freeze: Sequence[str] = ()
+    reference: Literal["align", "shift", "none"] = "align"
+    replay_labels: Literal["auto", "pseudo", "data"] = "auto"
+    replay_size: int = 200
+    replay_batch_size: int | None = None
+    replay_schedule: Literal["alternate", "joint"] = "alternate"
+    replay_weight: float = 1.0
+    monitor_size: int = 32
+    fisher: str = "auto"
+    fisher_size: int = 100
+    fisher_draws: int = 1
+    fisher_normalize: bool | None = None
+    fisher_anchor: str | None = None
+    ewc_lambda: float | None = None
+    group_by: str = "auto"
+    energy_key: str | None = None
+    forces_key: str | None = None
+    stress_key: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    trust_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(allowed)}")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} must be positive, got {value}")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup is a fraction of the steps between 0 and 1, got {self.warmup}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise InputError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
+        if self.replay_weight < 0 or self.monitor_size < 0 or self.weight_decay < 0:
+            raise InputError("replay_weight, monitor_size and weight_decay must not be negative")
+        if isinstance(self.freeze, str):
+            raise InputError(f"freeze takes a list of patterns, got the string {self.freeze!r}")
+
+    @property
+    def uses_replay(self) -> bool:
+        """Whether replay structures are trained on."""
+        return self.method in ("replay", "reewc")
+
+    @property
+    def uses_ewc(self) -> bool:
+        """Whether the EWC penalty is applied."""
+        return self.method in ("ewc", "reewc")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values by name."""
+        return asdict(self) | {"freeze": list(self.freeze)}
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> FinetuneConfig:
+        """Config from keyword arguments; ``loss`` may be a name, a dictionary or a :class:`Loss`.
+
+        Raises
+        ------
+        InputError
+            If an option does not exist (near names are suggested) or its value is not usable.
+        """
+        known = {item.name for item in fields(cls)}
+        for name in options:
+            if name not in known:
+                raise InputError(f"unknown option {name!r}; did you mean {_nearest(name, known)}?")
+        loss = options.get("loss")
+        if isinstance(loss, str):
+            options = options | {"loss": Loss(kind=loss)}  # type: ignore[arg-type]  # Loss checks the name
+        elif isinstance(loss, dict):
+            options = options | {"loss": Loss(**loss)}
+        return cls(**options)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "method": METHODS,
+    "optimizer": ("adam", "adamw"),
+    "schedule": ("cosine", "constant"),
+    "reference": ("align", "shift", "none"),
+    "replay_labels": ("auto", "pseudo", "data"),
+    "replay_schedule": ("alternate", "joint"),
+}
+_POSITIVE = (
+    "epochs batch_size max_edges learning_rate clip_norm early_stopping replay_size replay_batch_size fisher_size fisher_draws"
+).split()
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    import difflib
+
+    return " or ".join(repr(item) for item in difflib.get_close_matches(name, known, n=3, cutoff=0.3)) or "another"

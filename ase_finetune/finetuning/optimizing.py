@@ -1,0 +1,135 @@
+"""Optimizer, learning-rate schedule, freezing, and the one update all methods are made of."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ase_finetune.continual import EWCPenalty
+from ase_finetune.errors import InputError, TrainingError
+from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.potentials.base import Potential
+
+
+def freeze_parameters(potential: Potential, patterns: Sequence[str]) -> list[str]:
+    """Stop the parameters whose native names match any of the patterns from training.
+
+    Returns
+    -------
+    Names of the parameters frozen here.
+
+    Raises
+    ------
+    InputError
+        If a pattern matches no parameter, or nothing is left to train.
+    """
+    named = dict(potential.native_parameters())
+    frozen: dict[str, None] = {}
+    for pattern in patterns:
+        matches = fnmatch.filter(named, pattern)
+        if not matches:
+            raise InputError(f"freeze pattern {pattern!r} matches no parameter; names look like {next(iter(named))!r}")
+        frozen.update(dict.fromkeys(matches))
+    for name in frozen:
+        named[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise InputError("every parameter is frozen: there is nothing to train")
+    return list(frozen)
+
+
+def parameter_table(potential: Potential) -> str:
+    """How many parameters of each part of the model are trained and how many are frozen."""
+    counts: dict[str, list[int]] = {}
+    for name, parameter in potential.native_parameters():
+        row = counts.setdefault(name.split(".")[0], [0, 0])
+        row[0 if parameter.requires_grad else 1] += parameter.numel()
+    lines = [f"  {'part of the model':32s}{'trained':>12s}{'frozen':>10s}"]
+    lines += [f"  {part:32s}{trained:12,d}{frozen:10,d}" for part, (trained, frozen) in counts.items()]
+    trained, frozen = (sum(row[column] for row in counts.values()) for column in (0, 1))
+    return "\n".join([*lines, f"  {'all':32s}{trained:12,d}{frozen:10,d}"])
+
+
+def build_optimizer(parameters: list[nn.Parameter], config: FinetuneConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW as the config says."""
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: FinetuneConfig, steps: int) -> LambdaLR:
+    """Linear warm-up, then cosine annealing to zero or a constant rate.
+
+    Parameters
+    ----------
+    optimizer
+        Holds the peak rate.
+    config
+        ``warmup`` and ``schedule``.
+    steps
+        Iterations of the whole run.
+    """
+    warm = round(config.warmup * steps)
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        if config.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+    return LambdaLR(optimizer, factor)
+
+
+class Updater:
+    """One optimizer step on a loss, with the EWC penalty and gradient clipping.
+
+    Every method is made of such updates: ``alternate`` makes two, each with its own ``zero_grad``, and
+    the penalty acts on both; ``joint`` makes one on the sum of two losses.
+
+    Parameters
+    ----------
+    optimizer
+        Of the trainable parameters.
+    penalty
+        EWC, or ``None``.
+    clip_norm
+        Largest norm of the gradient, or ``None``.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, penalty: EWCPenalty | None = None, clip_norm: float | None = None
+    ) -> None:
+        self.optimizer = optimizer
+        self.penalty = penalty
+        self.clip_norm = clip_norm
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def update(self, pieces: Iterable[Callable[[], Tensor]]) -> float:
+        """Make one step on the sum of the pieces of a loss; returns it without the penalty.
+
+        Each piece is evaluated and its gradient added before the next one, so that memory is that of
+        the largest piece.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is not finite; the parameters are left as they were.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        value = 0.0
+        for piece in pieces:
+            loss = piece()
+            value += float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(f"the loss is {value}")
+            loss.backward()  # type: ignore[no-untyped-call]  # torch does not type backward()
+        if self.penalty is not None:
+            self.penalty.add_gradient()
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
+        self.optimizer.step()
+        return value

@@ -1,0 +1,207 @@
+"""Everything that happens before step 1: data, checks, reference energies, replay and Fisher information."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from ase_finetune.continual import (
+    EWCPenalty,
+    FisherInformation,
+    empirical_fisher,
+    gaussian_fisher,
+    load_anchor,
+    load_fisher,
+    pseudo_label,
+)
+from ase_finetune.data import (
+    FrameSet,
+    ReferenceOffsets,
+    align,
+    check_disjoint,
+    check_units,
+    embedded_replay,
+    fit_reference,
+    outliers,
+    read_frames,
+    split_frames,
+)
+from ase_finetune.errors import DataError, InputError
+from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.finetuning.history import Log
+from ase_finetune.graphs import AtomGraph
+from ase_finetune.potentials.base import Potential
+from ase_finetune.potentials.batched import predict_many
+from ase_finetune.potentials.storage import potential_hash
+
+Frames = str | os.PathLike[str] | Sequence[Atoms] | FrameSet
+
+
+def read_target(
+    train: Frames, valid: Frames | float | None, config: FinetuneConfig
+) -> tuple[FrameSet, FrameSet | None, str]:
+    """Training and validation frames, and how they were separated.
+
+    Raises
+    ------
+    DataError
+        If labels are missing or unusable, or a frame is in both sets.
+    """
+    keys = {"energy_key": config.energy_key, "forces_key": config.forces_key, "stress_key": config.stress_key}
+    frames = read_frames(train, name="train", **keys)
+    if valid is None:
+        return frames, None, "no validation frames: the weights of the last epoch are kept"
+    if isinstance(valid, (int, float)):
+        split = split_frames(frames, valid, seed=config.seed, group_by=config.group_by)
+        return split.train, split.valid, split.description
+    held_out = read_frames(valid, name="valid", **keys)
+    check_disjoint(frames, held_out)
+    return frames, held_out, "validation frames given"
+
+
+def labelled_graphs(potential: Potential, frames: FrameSet) -> list[AtomGraph]:
+    """Graphs with labels in the potential's dtype; unknown elements raise and name the frame."""
+    for frame in frames:
+        try:
+            potential.check_numbers(frame.atoms.numbers)
+        except InputError as error:
+            raise DataError(f"frame {frame.index} of {frames.name} ({frame.source}): {error}") from error
+    return frames.graphs(potential.cutoff, potential.dtype)
+
+
+def check_and_align(
+    potential: Potential, train: FrameSet, valid: FrameSet | None, config: FinetuneConfig, log: Log
+) -> tuple[FrameSet, FrameSet | None, ReferenceOffsets | None]:
+    """Compare the labels with the pretrained model, and bring energies to its reference.
+
+    Raises
+    ------
+    DataError
+        If forces or stress are in other units or of the opposite sign.
+    """
+    graphs = labelled_graphs(potential, train)
+    with log.bar(len(graphs), "pretrained model on train") as bar:
+        predictions = predict_many(potential, graphs, on_structure=bar.update)
+    forces = [_numpy(p.forces) for p in predictions]
+    energies = [float(p.energy[0]) for p in predictions]
+    for note in check_units(train, forces, [_numpy(p.stress).reshape(6) for p in predictions]):
+        log(f"note: {note}")
+    for note in outliers(train, energies, forces):
+        log(f"note: {note}")
+    if config.reference == "none" or not train.num_labels["energy"]:
+        log("reference energies: raw labels are trained on")
+        return train, valid, None
+    offsets = fit_reference(train, energies)
+    log(f"reference energies: {offsets.describe()}")
+    if config.reference == "shift":
+        potential.shift_energies(offsets.offsets)
+        log("the model's own per-element energies were moved by these offsets")
+        return train, valid, None
+    return align(train, offsets), None if valid is None else align(valid, offsets), offsets
+
+
+def replay_graphs(
+    potential: Potential, replay: Frames | None, config: FinetuneConfig, log: Log
+) -> tuple[list[AtomGraph], list[AtomGraph], str]:
+    """Labelled replay graphs to train on, held-out ones to watch forgetting, and their digest."""
+    if replay is None:
+        if config.uses_replay:
+            raise InputError(f"method={config.method!r} needs replay structures, but replay=None")
+        if config.uses_ewc and config.fisher in ("auto", "label-free", "empirical"):
+            raise InputError("estimating the Fisher information needs replay structures, but replay=None")
+        return [], [], ""
+    if isinstance(replay, str) and replay == "embedded":
+        frames = read_frames(embedded_replay(), name="replay", require_labels=False)
+    else:
+        frames = read_frames(replay, name="replay", require_labels=False)
+    known = set(potential.numbers)
+    usable = [index for index, frame in enumerate(frames) if known.issuperset(frame.atoms.numbers.tolist())]
+    if len(usable) < len(frames):
+        log(f"replay: {len(frames) - len(usable)} of {len(frames)} structures hold elements the model does not know")
+    frames = frames.select(usable[: config.replay_size + config.monitor_size])
+    if len(frames) < 2:
+        raise DataError(f"replay has {len(frames)} usable structures; at least 2 are needed")
+    has_labels = any(frames.num_labels.values())
+    if config.replay_labels == "data" and not has_labels:
+        raise DataError("replay_labels='data', but the replay structures carry no labels")
+    if config.replay_labels == "data" or (config.replay_labels == "auto" and has_labels):
+        graphs = frames.graphs(potential.cutoff, potential.dtype)
+        log(f"replay: {len(graphs)} structures with the labels of their file")
+    else:
+        graphs = [graph.without_labels() for graph in frames.graphs(potential.cutoff, potential.dtype)]
+        with log.bar(len(graphs), "pretrained model on replay") as bar:
+            graphs = pseudo_label(potential, graphs, cache=_cache_folder(), on_structure=bar.update)
+        log(f"replay: {len(graphs)} structures labelled by the pretrained model")
+    # Every k-th structure watches: the embedded ones are ordered by diversity, so both parts stay diverse.
+    count = min(config.monitor_size, len(graphs) // 2)
+    watching = set(np.linspace(0, len(graphs) - 1, count).round().astype(int).tolist()) if count else set()
+    trained = [graph for index, graph in enumerate(graphs) if index not in watching]
+    return trained, [graphs[index] for index in sorted(watching)], frames.digest()
+
+
+def build_penalty(
+    potential: Potential, replay: list[AtomGraph], config: FinetuneConfig, log: Log
+) -> tuple[EWCPenalty, FisherInformation]:
+    """The EWC penalty of the config; Fisher information is estimated or read.
+
+    Raises
+    ------
+    CheckpointError
+        If a Fisher file belongs to another model or loss.
+    """
+    fisher = _fisher(potential, replay, config, log)
+    own = fisher.metadata.get("kind") != "published"
+    normalize = own if config.fisher_normalize is None else config.fisher_normalize
+    if normalize:
+        fisher = fisher.normalized()
+    strength = config.ewc_lambda
+    if strength is None:
+        strength = DEFAULT_LAMBDA_NORMALIZED if normalize else DEFAULT_LAMBDA_RAW
+    anchor = None if config.fisher_anchor is None else load_anchor(config.fisher_anchor)
+    penalty = EWCPenalty(
+        potential.native_parameters(trainable_only=True),
+        fisher,
+        strength,
+        anchor=anchor,
+        known=[name for name, _ in potential.native_parameters()],
+    )
+    shares = list(fisher.shares().items())[:3]
+    kind = fisher.metadata.get("kind", "unknown")
+    log(
+        f"Fisher information: {kind}, {'divided by its mean' if normalize else 'as it is'}, lambda {strength:g}; "
+        f"largest shares: {', '.join(f'{name} {share:.0%}' for name, share in shares)}"
+    )
+    return penalty, fisher
+
+
+#: EWC strength for a Fisher information divided by its mean, and the published one for a raw Fisher.
+DEFAULT_LAMBDA_NORMALIZED = 1e-2
+DEFAULT_LAMBDA_RAW = 1e5
+
+
+def _fisher(potential: Potential, replay: list[AtomGraph], config: FinetuneConfig, log: Log) -> FisherInformation:
+    graphs = replay[: config.fisher_size]
+    if config.fisher in ("auto", "label-free"):
+        with log.bar(len(graphs) * config.fisher_draws, "Fisher information") as bar:
+            return gaussian_fisher(
+                potential, graphs, draws=config.fisher_draws, seed=config.seed, on_structure=bar.update
+            )
+    if config.fisher == "empirical":
+        with log.bar(len(graphs), "Fisher information") as bar:
+            return empirical_fisher(potential, graphs, config.loss, on_structure=bar.update)
+    return load_fisher(config.fisher, model_hash=potential_hash(potential), loss=config.loss)
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ase_finetune" / "replay"
+
+
+def _numpy(tensor: torch.Tensor | None) -> Any:
+    assert tensor is not None
+    return tensor.numpy()

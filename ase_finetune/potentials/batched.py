@@ -1,0 +1,90 @@
+"""Evaluating many structures in batches that are bounded by their number of edges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ase_finetune.errors import InputError
+from ase_finetune.graphs import AtomGraph, collate
+from ase_finetune.potentials.base import Potential, Prediction
+
+#: Edges per batch when nothing is said: memory and time of a model grow with the edges, not with the
+#: structures. About 1 GB for SevenNet-0 when only forces are asked for.
+DEFAULT_MAX_EDGES = 20_000
+
+
+def batches_by_edges(graphs: Sequence[AtomGraph], max_edges: int = DEFAULT_MAX_EDGES) -> list[list[int]]:
+    """Indices of ``graphs`` in batches of at most ``max_edges`` edges, large structures first.
+
+    A structure with more edges than that gets a batch of its own.
+
+    Raises
+    ------
+    InputError
+        If ``max_edges`` is not positive.
+    """
+    if max_edges < 1:
+        raise InputError(f"max_edges must be positive, got {max_edges}")
+    order = sorted(range(len(graphs)), key=lambda index: -graphs[index].num_edges)
+    batches: list[list[int]] = []
+    filled = 0
+    for index in order:
+        edges = graphs[index].num_edges
+        if not batches or filled + edges > max_edges:
+            batches.append([])
+            filled = 0
+        batches[-1].append(index)
+        filled += edges
+    return batches
+
+
+def predict_many(
+    potential: Potential,
+    graphs: Sequence[AtomGraph],
+    *,
+    forces: bool = True,
+    stress: bool = True,
+    max_edges: int = DEFAULT_MAX_EDGES,
+    on_structure: Callable[[], object] | None = None,
+) -> list[Prediction]:
+    """Predictions of single structures, in the order given.
+
+    Parameters
+    ----------
+    potential
+        The graphs are moved to its device; they must have its dtype.
+    graphs
+        One structure each.
+    forces, stress
+        What to compute besides the energy.
+    max_edges
+        Bound of one batch.
+    on_structure
+        Called once per structure, for example to advance a progress bar.
+
+    Returns
+    -------
+    One :class:`Prediction` per structure on the CPU, without autograd graph.
+    """
+    results: list[Prediction | None] = [None] * len(graphs)
+    for indices in batches_by_edges(graphs, max_edges) if graphs else []:
+        batch = collate([graphs[index].without_labels() for index in indices]).to(potential.device)
+        with torch.no_grad():
+            prediction = potential.predict(batch, forces=forces, stress=stress)
+        for index, single in zip(indices, split_prediction(prediction, batch), strict=True):
+            results[index] = single
+            if on_structure is not None:
+                on_structure()
+    return [result for result in results if result is not None]
+
+
+def split_prediction(prediction: Prediction, graph: AtomGraph) -> list[Prediction]:
+    """The prediction of each structure of a batch, on the CPU."""
+    sizes = graph.num_atoms.tolist()
+    energies = prediction.energies.cpu().split(sizes)
+    energy = prediction.energy.cpu().split(1)
+    forces = [None] * len(sizes) if prediction.forces is None else prediction.forces.cpu().split(sizes)
+    stress = [None] * len(sizes) if prediction.stress is None else prediction.stress.cpu().split(1)
+    return [Prediction(*parts) for parts in zip(energies, energy, forces, stress, strict=True)]

@@ -1,0 +1,220 @@
+"""MACE models behind the :class:`Potential` interface."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ase_finetune.errors import CheckpointError, UntrustedFileError
+from ase_finetune.graphs import AtomGraph
+from ase_finetune.potentials.base import Potential, choose_head
+from ase_finetune.potentials.imports import import_backend, unchanged_environment
+from ase_finetune.potentials.mace_architecture import INSTALL, build, describe
+
+#: What models with embeddings of the whole structure are told, the defaults of MACECalculator:
+#: neutral, spin multiplicity 1.
+_STRUCTURE_FEATURES = {"total_charge": 0.0, "total_spin": 1.0}
+
+
+class MACEPotential(Potential):
+    """A MACE model.
+
+    MACE makes its edge vectors as ``x[receiver] - x[sender] + shift``. It is called with all
+    positions zero and our vectors as shifts, so its energy depends on the vectors alone.
+
+    Models with embeddings of charge and spin (MACE-OMOL) are evaluated as neutral singlets.
+
+    Parameters
+    ----------
+    native
+        ``mace.modules.MACE`` or ``ScaleShiftMACE``.
+    head
+        Head of a multi-head model; by default the only one, or the one called "default".
+
+    Raises
+    ------
+    CheckpointError
+        If the module is of another class, or needs inputs beyond the structure.
+    InputError
+        If the model has several heads and ``head`` names none of them.
+    """
+
+    backend = "mace"
+
+    def __init__(self, native: nn.Module, head: str | None = None) -> None:
+        super().__init__()
+        _check_class(native)
+        _replace_empty_parameters(native)
+        self.native = native
+        model: Any = native
+        self.cutoff = float(model.r_max)
+        order = [int(z) for z in model.atomic_numbers]
+        self.numbers = tuple(sorted(order))
+        index = torch.full((120,), -1)
+        index[order] = torch.arange(len(order))
+        self.register_buffer("_type_index", index, persistent=False)
+        self._type_index: Tensor
+        self.heads = tuple(getattr(native, "heads", None) or ("default",))  # models before heads: MACE's name
+        self.head = choose_head(self.heads, _default_head(self.heads) if head is None else head)
+        self._head_index = self.heads.index(str(self.head))
+        self._features = _structure_features(native)
+
+    @classmethod
+    def from_checkpoint(cls, path: Path, head: str | None = None, trust_pickle: bool = False) -> MACEPotential:
+        """Load a MACE ``.model`` file, which is a pickle: loading it runs code it contains.
+
+        Parameters
+        ----------
+        path
+            File written by MACE's trainer, ``mace_mp`` and the like, or :meth:`save_native`.
+        head
+            Head of a multi-head model.
+        trust_pickle
+            That you know where the file comes from.
+
+        Raises
+        ------
+        UntrustedFileError
+            If ``trust_pickle`` is not set.
+        CheckpointError
+            If the file is corrupt or holds no MACE model.
+        """
+        if not trust_pickle:
+            raise UntrustedFileError(
+                f"{path} is a pickled MACE model, which can run any code when it is loaded; "
+                "if you trust its origin, pass trust_pickle=True"
+            )
+        import_backend("mace.modules", INSTALL)
+        try:
+            with unchanged_environment(), _quiet():
+                native = torch.load(path, map_location="cpu", weights_only=False)
+        except Exception as error:  # an unpickler raises what it meets: no common type
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{path} is not a readable MACE model: {reason}") from error
+        if not isinstance(native, nn.Module):
+            kind = type(native).__name__
+            raise CheckpointError(
+                f"{path} holds a {kind}, not a MACE model; MACE's trainer writes those as .model files"
+            )
+        potential = cls(native, head)
+        _add_path_flags(native)
+        # MACE's trainer and MACECalculator leave pickles whose parameters are all frozen.
+        for parameter in native.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_()
+        return potential
+
+    def atomic_energies(self, graph: AtomGraph, edge_index: Tensor, vectors: Tensor) -> Tensor:
+        num_atoms = graph.num_atoms
+        types = self._type_index[graph.numbers]
+        data: dict[str, Tensor] = {
+            "positions": vectors.new_zeros((len(graph.numbers), 3)),
+            "shifts": vectors,
+            "edge_index": edge_index,
+            "node_attrs": nn.functional.one_hot(types, len(self.numbers)).to(vectors.dtype),
+            "batch": graph.batch,
+            "ptr": nn.functional.pad(num_atoms.cumsum(0), (1, 0)),
+            "cell": graph.cell.detach().reshape(-1, 3),
+            "head": graph.batch.new_full((graph.num_graphs,), self._head_index),
+        }
+        for name, value in self._features.items():
+            data[name] = vectors.new_full((graph.num_graphs,), value)
+        out = self.native(data, compute_force=False)
+        energies: Tensor = out["node_energy"]  # float64 in every model, by construction
+        if hasattr(self.native, "embedding_readout"):
+            # MACE counts the energy of the embedding in the total only: share it among the atoms.
+            total = energies.new_zeros(graph.num_graphs).index_add(0, graph.batch, energies)
+            energies = energies + ((out["energy"] - total) / num_atoms)[graph.batch]
+        return energies.to(vectors.dtype)
+
+    def architecture(self) -> dict[str, Any]:
+        """JSON-able description from which :meth:`from_architecture` rebuilds the module.
+
+        Raises
+        ------
+        CheckpointError
+            If the model has parts that MACE itself cannot describe.
+        """
+        return describe(self.native)
+
+    @classmethod
+    def from_architecture(cls, architecture: dict[str, Any], head: str | None = None) -> MACEPotential:
+        with _quiet():
+            return cls(build(architecture), head)
+
+    @torch.no_grad()
+    def shift_energies(self, offsets: dict[int, float]) -> None:
+        model: Any = self.native
+        table: Tensor = model.atomic_energies_fn.atomic_energies
+        row = table if table.ndim == 1 else table[self._head_index]
+        for number, offset in offsets.items():
+            row[self._type_index[number]] += offset
+
+    def save_native(self, path: Path) -> None:
+        """Write a ``.model`` file for ``MACECalculator`` and MACE's converters (LAMMPS, OpenMM)."""
+        with _quiet():
+            torch.save(copy.deepcopy(self.native).cpu(), path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the deprecation warnings of e3nn's and MACE's use of torch.jit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _check_class(native: nn.Module) -> None:
+    modules = import_backend("mace.modules", INSTALL)
+    # Subclasses add dipoles, charges or long-range terms that the edge vectors do not determine.
+    if type(native) not in (modules.MACE, modules.ScaleShiftMACE):
+        raise CheckpointError(
+            f"a model of class {type(native).__name__} is not supported: only MACE and ScaleShiftMACE give an energy "
+            "that depends on the vectors between neighbours alone"
+        )
+
+
+def _replace_empty_parameters(native: nn.Module) -> None:
+    """Put plain parameters in place of MACE's EmptyParam, which cannot be deep-copied."""
+    for module in native.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if type(parameter).__name__ == "EmptyParam":
+                module.register_parameter(name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+
+
+def _add_path_flags(native: nn.Module) -> None:
+    """Give models pickled by an older MACE the flags for vanishing paths that newer ones keep."""
+    contraction_module = import_backend("mace.modules.symmetric_contraction", INSTALL)
+    if not hasattr(contraction_module, "EmptyParam"):
+        return
+    for module in native.modules():
+        if not isinstance(module, contraction_module.Contraction) or hasattr(module, "weights_max_zeroed"):
+            continue
+        order = int(module.correlation)
+        names = [*(f"weights_{index}_zeroed" for index in range(order - 1)), "weights_max_zeroed"]
+        for nu, name in enumerate(names, start=1):
+            vanishes = not module.get_buffer(f"U_matrix_{nu}").any()
+            module.register_buffer(name, torch.tensor(bool(vanishes)))
+
+
+def _default_head(heads: tuple[str, ...]) -> str | None:
+    """The head MACECalculator takes when none is named."""
+    return next((name for name in heads if name.lower() == "default"), None)
+
+
+def _structure_features(native: nn.Module) -> dict[str, float]:
+    specs: dict[str, Any] = getattr(native, "embedding_specs", None) or {}
+    for name, spec in specs.items():
+        if name not in _STRUCTURE_FEATURES or spec.get("per") != "graph":
+            raise CheckpointError(
+                f"this MACE model embeds {name!r} per {spec.get('per')}, an input that is not supported; "
+                f"supported are {', '.join(_STRUCTURE_FEATURES)} per graph"
+            )
+    return {name: _STRUCTURE_FEATURES[name] for name in specs}
