@@ -7,4 +7,4 @@ from ase_finetune.losses import Loss
 from ase_finetune.potentials import list_models
 from ase_finetune.version import __version__
 
-__all__ = ["FinetuneConfig", "FinetuneError", "FinetunedCalculator", "Loss", "finetune", "__version__", "list_models"]
+__all__ = ["FinetuneConfig", "FinetuneError", "FinetunedCalculator", "Loss", "__version__", "finetune", "list_models"]

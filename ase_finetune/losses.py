@@ -1,4 +1,4 @@
-"""Losses and error measures on energy, forces and stress: one definition for training, Fisher and evaluation."""
+"""The loss on energy, forces and stress: one definition for training and Fisher information."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Loss:
         """
         total = prediction.energy.new_zeros(())
         counts = counts or label_counts([graph])
-        for weight, term, count in zip(self._weights, _residuals(prediction, graph), counts, strict=True):
+        for weight, term, count in zip(self._weights, residuals(prediction, graph), counts, strict=True):
             if weight > 0 and term is not None:
                 total = total + weight * self._rows(term).sum() / max(1, count)
         return total
@@ -82,7 +82,7 @@ class Loss:
     def per_structure(self, prediction: Prediction, graph: AtomGraph) -> Tensor:
         """(b,) loss of each structure as if it were a batch of its own."""
         total = prediction.energy.new_zeros(graph.num_graphs)
-        for weight, term in zip(self._weights, _residuals(prediction, graph), strict=True):
+        for weight, term in zip(self._weights, residuals(prediction, graph), strict=True):
             if weight > 0 and term is not None:
                 rows = self._rows(term)
                 sums = torch.zeros_like(total).index_add(0, term.batch, rows)
@@ -98,7 +98,7 @@ class Loss:
     def _weights(self) -> tuple[float, float, float]:
         return self.energy_weight, self.forces_weight, self.stress_weight
 
-    def _rows(self, term: _Residual) -> Tensor:
+    def _rows(self, term: Residual) -> Tensor:
         """Loss of every row, averaged over its components; 0 where the label is missing."""
         return self._pointwise(term.values).mean(dim=1) * term.mask
 
@@ -127,7 +127,7 @@ def label_counts(graphs: Sequence[AtomGraph]) -> LabelCounts:
 
 
 @dataclass(frozen=True)
-class _Residual:
+class Residual:
     """Rows of residuals (r, c) with a mask (r,) and the structure (r,) each row belongs to."""
 
     values: Tensor
@@ -135,7 +135,7 @@ class _Residual:
     batch: Tensor
 
 
-def _residuals(prediction: Prediction, graph: AtomGraph) -> tuple[_Residual, _Residual | None, _Residual | None]:
+def residuals(prediction: Prediction, graph: AtomGraph) -> tuple[Residual, Residual | None, Residual | None]:
     """Prediction minus label: energy in eV/atom, forces in eV/Å, stress in kbar."""
     if graph.energy is None or graph.forces is None or graph.stress is None:
         raise InputError("the structures carry no labels")
@@ -146,91 +146,7 @@ def _residuals(prediction: Prediction, graph: AtomGraph) -> tuple[_Residual, _Re
     energy = ((prediction.energy - graph.energy) / graph.num_atoms)[:, None]
     forces = stress = None
     if prediction.forces is not None:
-        forces = _Residual(prediction.forces - graph.forces, graph.forces_mask, graph.batch)
+        forces = Residual(prediction.forces - graph.forces, graph.forces_mask, graph.batch)
     if prediction.stress is not None:
-        stress = _Residual((prediction.stress - graph.stress) * KBAR, graph.stress_mask, structures)
-    return _Residual(energy, graph.energy_mask, structures), forces, stress
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Errors over a set of structures; ``nan`` where no labels or predictions were there.
-
-    Attributes
-    ----------
-    loss
-        Mean over the structures of the training loss.
-    energy_mae, energy_rmse
-        meV/atom.
-    forces_mae, forces_rmse
-        Components, meV/Å.
-    stress_mae, stress_rmse
-        Components, kbar.
-    slope
-        Softening scale: slope of predicted on reference force components through the origin; 1 is
-        right, below 1 the potential is too soft.
-    """
-
-    loss: float
-    energy_mae: float
-    energy_rmse: float
-    forces_mae: float
-    forces_rmse: float
-    stress_mae: float
-    stress_rmse: float
-    slope: float
-
-    def to_dict(self) -> dict[str, float]:
-        """All values by name."""
-        return asdict(self)
-
-
-class ErrorSums:
-    """Running sums behind :class:`Errors`, one batch at a time."""
-
-    def __init__(self, loss: Loss) -> None:
-        self._loss = loss
-        self._absolute: dict[str, list[float]] = {name: [0.0, 0.0, 0.0] for name in ("energy", "forces", "stress")}
-        self._loss_sum, self._structures = 0.0, 0
-        self._product, self._square = 0.0, 0.0
-
-    def add(self, prediction: Prediction, graph: AtomGraph) -> None:
-        """Count a batch; prediction and labels on one device."""
-        with torch.no_grad():
-            self._loss_sum += float(self._loss.per_structure(prediction, graph).sum())
-            self._structures += graph.num_graphs
-            for name, term in zip(self._absolute, _residuals(prediction, graph), strict=True):
-                if term is not None:
-                    self._add_residuals(name, term)
-            if prediction.forces is not None and graph.forces is not None and graph.forces_mask is not None:
-                reference = graph.forces[graph.forces_mask].double()
-                self._product += float((prediction.forces[graph.forces_mask].double() * reference).sum())
-                self._square += float(reference.square().sum())
-
-    def _add_residuals(self, name: str, term: _Residual) -> None:
-        values = term.values[term.mask].double()
-        sums = self._absolute[name]
-        sums[0] += float(values.abs().sum())
-        sums[1] += float(values.square().sum())
-        sums[2] += values.numel()
-
-    def errors(self) -> Errors:
-        """The errors over all batches so far."""
-        measures: dict[str, float] = {}
-        for name, unit in (("energy", 1e3), ("forces", 1e3), ("stress", 1.0)):
-            absolute, square, count = self._absolute[name]
-            measures[f"{name}_mae"] = unit * absolute / count if count else float("nan")
-            measures[f"{name}_rmse"] = unit * (square / count) ** 0.5 if count else float("nan")
-        return Errors(
-            loss=self._loss_sum / self._structures if self._structures else float("nan"),
-            slope=self._product / self._square if self._square > 0 else float("nan"),
-            **measures,
-        )
-
-
-def measure(predictions: Sequence[Prediction], graphs: Sequence[AtomGraph], loss: Loss | None = None) -> Errors:
-    """Errors of single-structure predictions against the labels of their graphs."""
-    sums = ErrorSums(loss or Loss())
-    for prediction, graph in zip(predictions, graphs, strict=True):
-        sums.add(prediction, graph)
-    return sums.errors()
+        stress = Residual((prediction.stress - graph.stress) * KBAR, graph.stress_mask, structures)
+    return Residual(energy, graph.energy_mask, structures), forces, stress

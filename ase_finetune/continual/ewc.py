@@ -58,7 +58,7 @@ class EWCPenalty:
         if anchor is not None:
             check_names(named, anchor, "anchor", known)
         self.strength = float(strength)
-        self._parameters = list(named.values())
+        self._parameters: list[Tensor] = list(named.values())
         self._fisher = [fisher.values[name].to(parameter) for name, parameter in named.items()]
         self._anchor = [
             parameter.detach().clone() if anchor is None else anchor[name].to(parameter).clone()
@@ -68,14 +68,14 @@ class EWCPenalty:
     @torch.no_grad()
     def value(self) -> float:
         """The penalty in units of the loss."""
-        moved = torch._foreach_sub(self._parameters, self._anchor)
+        moved = self._moved()
         squares = torch._foreach_mul(torch._foreach_mul(moved, moved), self._fisher)
         return 0.5 * self.strength * float(torch.stack([square.sum(dtype=torch.float64) for square in squares]).sum())
 
     @torch.no_grad()
     def add_gradient(self) -> None:
         """Add lambda F (theta - theta*) to the gradient of every parameter."""
-        pull = torch._foreach_sub(self._parameters, self._anchor)
+        pull = self._moved()
         torch._foreach_mul_(pull, self._fisher)
         torch._foreach_mul_(pull, self.strength)
         for parameter, gradient in zip(self._parameters, pull, strict=True):
@@ -83,6 +83,9 @@ class EWCPenalty:
                 parameter.grad = gradient
             else:
                 parameter.grad.add_(gradient)
+
+    def _moved(self) -> list[Tensor]:
+        return list(torch._foreach_sub(self._parameters, self._anchor))
 
 
 def check_names(

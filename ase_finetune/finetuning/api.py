@@ -24,8 +24,8 @@ from ase_finetune.finetuning.preparing import (
     read_target,
     replay_graphs,
 )
-from ase_finetune.finetuning.training import Sets, Trainer, evaluate
-from ase_finetune.losses import Errors
+from ase_finetune.finetuning.training import Sets, Trainer
+from ase_finetune.metrics import Errors, evaluate
 from ase_finetune.potentials import load_potential
 from ase_finetune.potentials.devices import resolve_device, resolve_dtype
 from ase_finetune.potentials.storage import potential_hash

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -16,7 +17,7 @@ METHODS = ("naive", "replay", "ewc", "reewc")
 class FinetuneConfig:
     """Options of :func:`ase_finetune.finetune`.
 
-    Attributes
+    Parameters
     ----------
     method
         ``"naive"`` (the new frames alone), ``"replay"`` (old structures in between), ``"ewc"`` (a spring on
@@ -186,12 +187,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "replay_labels": ("auto", "pseudo", "data"),
     "replay_schedule": ("alternate", "joint"),
 }
-_POSITIVE = (
-    "epochs batch_size max_edges learning_rate clip_norm early_stopping replay_size replay_batch_size fisher_size fisher_draws"
-).split()
+_POSITIVE = """
+    epochs batch_size max_edges learning_rate clip_norm early_stopping
+    replay_size replay_batch_size fisher_size fisher_draws
+    """.split()
 
 
 def _nearest(name: str, known: set[str]) -> str:
-    import difflib
-
     return " or ".join(repr(item) for item in difflib.get_close_matches(name, known, n=3, cutoff=0.3)) or "another"

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ase_finetune.losses import Errors
+from ase_finetune.metrics import Errors
 
 #: Sets whose errors each epoch reports. Replay tells what is forgotten.
 SETS = ("train", "valid", "replay")

@@ -126,7 +126,7 @@ class Updater:
             value += float(loss.detach())
             if not math.isfinite(value):
                 raise TrainingError(f"the loss is {value}")
-            loss.backward()  # type: ignore[no-untyped-call]  # torch does not type backward()
+            loss.backward()
         if self.penalty is not None:
             self.penalty.add_gradient()
         if self.clip_norm is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,14 +54,16 @@ def read_target(
     DataError
         If labels are missing or unusable, or a frame is in both sets.
     """
-    keys = {"energy_key": config.energy_key, "forces_key": config.forces_key, "stress_key": config.stress_key}
-    frames = read_frames(train, name="train", **keys)
+    read = functools.partial(
+        read_frames, energy_key=config.energy_key, forces_key=config.forces_key, stress_key=config.stress_key
+    )
+    frames = read(train, name="train")
     if valid is None:
         return frames, None, "no validation frames: the weights of the last epoch are kept"
     if isinstance(valid, (int, float)):
         split = split_frames(frames, valid, seed=config.seed, group_by=config.group_by)
         return split.train, split.valid, split.description
-    held_out = read_frames(valid, name="valid", **keys)
+    held_out = read(valid, name="valid")
     check_disjoint(frames, held_out)
     return frames, held_out, "validation frames given"
 
@@ -100,7 +103,7 @@ def check_and_align(
     offsets = fit_reference(train, energies)
     log(f"reference energies: {offsets.describe()}")
     if config.reference == "shift":
-        potential.shift_energies(offsets.offsets)
+        potential.shift_energies(dict(offsets.offsets))
         log("the model's own per-element energies were moved by these offsets")
         return train, valid, None
     return align(train, offsets), None if valid is None else align(valid, offsets), offsets

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.history import Log, epoch_line, epoch_row, header_line
 from ase_finetune.finetuning.optimizing import Updater, build_optimizer, build_schedule
 from ase_finetune.graphs import AtomGraph, collate
-from ase_finetune.losses import Errors, ErrorSums, LabelCounts, Loss, label_counts
+from ase_finetune.losses import LabelCounts, label_counts
+from ase_finetune.metrics import Errors, ErrorSums, evaluate
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.batched import batches_by_edges
 
@@ -32,18 +33,6 @@ class Sets:
     valid: list[AtomGraph]
     replay: list[AtomGraph]
     monitor: list[AtomGraph]
-
-
-def evaluate(potential: Potential, graphs: Sequence[AtomGraph], loss: Loss) -> Errors | None:
-    """Errors of a potential on labelled graphs; ``None`` where there are no graphs."""
-    if not graphs:
-        return None
-    sums = ErrorSums(loss)
-    with torch.no_grad():
-        for indices in batches_by_edges(graphs):
-            batch = collate([graphs[index] for index in indices]).to(potential.device)
-            sums.add(potential.predict(batch), batch)
-    return sums.errors()
 
 
 class Trainer:
@@ -113,14 +102,13 @@ class Trainer:
     def _epoch(self, epoch: int) -> None:
         start = time.perf_counter()
         sums = ErrorSums(self.config.loss)
-        rate = self._schedule.get_last_lr()[0]
+        rate = float(self._schedule.get_last_lr()[0])
         order = torch.randperm(len(self.sets.train), generator=self._generator).tolist()
         with self.log.bar(self._steps_per_epoch, f"epoch {epoch}") as bar:
             for first in range(0, len(order), self.config.batch_size):
                 self._iteration(order[first : first + self.config.batch_size], sums)
                 bar.update()
-        evaluated = self._average.module if self._average is not None else self.potential
-        errors = {"train": sums.errors(), **self._errors(evaluated)}
+        errors = {"train": sums.errors(), **self._errors(self._evaluated)}
         best = self._keep_if_best(epoch, errors)
         penalty = self.penalty.value() if self.penalty is not None else 0.0
         seconds = time.perf_counter() - start
@@ -181,6 +169,11 @@ class Trainer:
                 yield order[first : first + size]
 
     @property
+    def _evaluated(self) -> Potential:
+        """The potential that is judged and kept: the moving average where there is one."""
+        return self.potential if self._average is None else cast("Potential", self._average.module)
+
+    @property
     def _steps_per_epoch(self) -> int:
         return math.ceil(len(self.sets.train) / self.config.batch_size)
 
@@ -197,7 +190,7 @@ class Trainer:
             return False
         self._best_score = self._best_score if score is None else score
         self._best_epoch = epoch
-        source = self._average.module if self._average is not None and epoch else self.potential
+        source = self._evaluated if epoch else self.potential
         self._best_weights = {name: p.detach().clone() for name, p in source.native_parameters()}
         return True
 

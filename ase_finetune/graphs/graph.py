@@ -113,7 +113,8 @@ class AtomGraph:
     @property
     def volume(self) -> Tensor:
         """(b,) cell volumes in Å³; 0 where a structure has no cell."""
-        return torch.linalg.det(self.cell).abs()
+        determinant: Tensor = torch.linalg.det(self.cell)
+        return determinant.abs()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -43,8 +43,8 @@ class Potential(nn.Module, ABC):
     """A differentiable interatomic potential: per-atom energies as a function of edge vectors.
 
     A backend is one subclass: it wraps a native module and implements :meth:`atomic_energies`,
-    :meth:`architecture`, :meth:`from_architecture`, :meth:`shift_energies` and :meth:`save_native`. Everything else, forces
-    and stress included, is written here once.
+    :meth:`architecture`, :meth:`from_architecture`, :meth:`shift_energies` and :meth:`save_native`.
+    Everything else, forces and stress included, is written here once.
 
     Attributes
     ----------
@@ -145,9 +145,9 @@ class Potential(nn.Module, ABC):
                 vectors = vectors.detach().requires_grad_()
             energies = self.atomic_energies(graph, edge_index, vectors)
             energy = _sum_by(energies, graph.batch, graph.num_graphs)
-            (gradient,) = torch.autograd.grad(
+            gradient: Tensor | None = torch.autograd.grad(
                 energy.sum(), vectors, create_graph=create_graph, retain_graph=create_graph, allow_unused=True
-            )
+            )[0]
         if gradient is None:  # no edges at all: an isolated atom
             gradient = torch.zeros_like(vectors)
         if not create_graph:

@@ -37,6 +37,7 @@ class MorsePotential(Potential):
     """
 
     backend = "morse"
+    native: nn.ParameterDict
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class MorsePotential(Potential):
         x = r / self.cutoff
         smooth = 1 - x**3 * (10 - 15 * x + 6 * x**2)
         pairs = depth * ((1 - torch.exp(-width * (r - distance))) ** 2 - 1) * smooth
-        own = parameters["shift"][self._index[graph.numbers]]
+        own: Tensor = parameters["shift"][self._index[graph.numbers]]
         return own.index_add(0, edge_index[0], 0.5 * pairs)
 
     def architecture(self) -> dict[str, Any]:

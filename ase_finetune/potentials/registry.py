@@ -19,6 +19,7 @@ import torch
 from ase_finetune.errors import (
     BackendNotInstalledError,
     CheckpointError,
+    FinetuneError,
     InputError,
     ModelNotAvailableError,
     UnknownModelError,
@@ -164,20 +165,31 @@ def _load(model: str | os.PathLike[str], head: str | None, trust_pickle: bool) -
 def _load_named(info: ModelInfo, head: str | None) -> Potential:
     path = locate_model(info.name)
     if info.backend == "sevenn":
-        return SevenNetPotential.from_checkpoint(path, head)
+        return _load_sevennet(path, head)
     return MACEPotential.from_checkpoint(path, head, trust_pickle=True)
 
 
 def _load_file(path: Path, head: str | None, trust_pickle: bool) -> Potential:
     kind = _kind(path)
     if kind == "sevenn":
-        return SevenNetPotential.from_checkpoint(path, head)
+        return _load_sevennet(path, head)
     if kind == "mace":
         return MACEPotential.from_checkpoint(path, head, trust_pickle)
     raise CheckpointError(
         f"{path} is no model file: it looks like {kind}; expected are a folder written by save(), "
         "a SevenNet checkpoint (.pth) or a MACE model (.model)"
     )
+
+
+def _load_sevennet(path: Path, head: str | None) -> Potential:
+    try:
+        return SevenNetPotential.from_checkpoint(path, head)
+    except FinetuneError:
+        raise
+    except Exception as error:  # whatever an older sevenn raises at options it does not know
+        raise CheckpointError(
+            f"the installed sevenn cannot build the model of {path} ({error}); it may need another version of sevenn"
+        ) from error
 
 
 def _kind(path: Path) -> str:

@@ -78,7 +78,8 @@ class SevenNetPotential(Potential):
         names = import_backend("sevenn._keys", _INSTALL)
         # Plain strings, not the module, so that the potential can be copied and pickled.
         self._keys = SimpleNamespace(**{name: getattr(names, name, None) for name in _DATA_KEYS})
-        native.set_is_batch_data(True)
+        sequential: Any = native
+        sequential.set_is_batch_data(True)
 
     @classmethod
     def from_checkpoint(cls, path: Path, head: str | None = None) -> SevenNetPotential:

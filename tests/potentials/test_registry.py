@@ -223,6 +223,15 @@ def test_sevennet_checkpoint(tiny_sevennet, tmp_path):
     assert metadata == {"model": str(tmp_path / "own.pth")}
 
 
+@pytest.mark.sevenn
+def test_checkpoint_of_another_sevenn(tiny_sevennet, tmp_path):
+    potential = tiny_sevennet()
+    potential.config["radial_basis"] = {"radial_basis_name": "of the future"}
+    potential.save_native(tmp_path / "new.pth")
+    with pytest.raises(CheckpointError, match=r"sevenn cannot build the model of .*new\.pth"):
+        load_potential(tmp_path / "new.pth")
+
+
 @needs_sevenn
 @pytest.mark.sevenn
 def test_pretrained_by_name():

@@ -1,0 +1,90 @@
+"""Errors of a calculator on labelled frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ase_finetune.calculator import FinetunedCalculator
+from ase_finetune.data import FrameSet, align, fit_reference
+from ase_finetune.errors import DataError, InputError
+from ase_finetune.finetuning.history import Log
+from ase_finetune.metrics import Errors, measure
+from ase_finetune.potentials.batched import predict_many
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Errors on a set of frames.
+
+    Attributes
+    ----------
+    name
+        Of the set.
+    frames
+        Number of frames.
+    raw
+        Errors against the labels as they are.
+    aligned_energy_mae
+        Energy MAE in meV/atom after the best per-element offsets: what is left when another code or
+        correction only moves the reference.
+    """
+
+    name: str
+    frames: int
+    raw: Errors
+    aligned_energy_mae: float
+
+
+def evaluate_calculator(calculator: FinetunedCalculator, frames: FrameSet, *, verbose: bool = False) -> Evaluation:
+    """Errors of a calculator on labelled frames.
+
+    Parameters
+    ----------
+    calculator
+        Single model (not an ensemble).
+    frames
+        As :func:`ase_finetune.data.read_frames` gives them.
+    verbose
+        Show a progress bar on a terminal.
+
+    Raises
+    ------
+    DataError
+        If a frame holds an element the model does not know.
+    InputError
+        If the calculator is an ensemble.
+    """
+    if len(calculator.potentials) > 1:
+        raise InputError("evaluate the members of an ensemble one by one")
+    potential = calculator.potential
+    for frame in frames:
+        try:
+            potential.check_numbers(frame.atoms.numbers)
+        except InputError as error:
+            raise DataError(f"frame {frame.index} of {frames.name} ({frame.source}): {error}") from error
+    graphs = frames.graphs(potential.cutoff, potential.dtype)
+    with Log(verbose).bar(len(graphs), frames.name) as bar:
+        predictions = predict_many(potential, graphs, on_structure=bar.update)
+    offsets = fit_reference(frames, [float(prediction.energy[0]) for prediction in predictions])
+    aligned = align(frames, offsets).graphs(potential.cutoff, potential.dtype)
+    return Evaluation(
+        frames.name,
+        len(frames),
+        measure(predictions, graphs),
+        measure(predictions, aligned).energy_mae,
+    )
+
+
+def evaluation_table(evaluations: list[Evaluation]) -> str:
+    """Evaluations as text, one line each."""
+    titles = ("energy", "aligned", "forces", "stress", "slope")
+    units = ("meV/atom", "meV/atom", "meV/Å", "kbar", "")
+    lines = [
+        f"{'set':24s}{'frames':>7s}" + "".join(f"{title:>10s}" for title in titles),
+        f"{'mean absolute errors':31s}" + "".join(f"{unit:>10s}" for unit in units),
+    ]
+    for item in evaluations:
+        values = (item.raw.energy_mae, item.aligned_energy_mae, item.raw.forces_mae, item.raw.stress_mae)
+        cells = "".join(f"{value:10.2f}" for value in values) + f"{item.raw.slope:10.3f}"
+        lines.append(f"{item.name[:23]:24s}{item.frames:7d}" + cells.replace("nan", "  -"))
+    return "\n".join(lines)

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from ase_finetune.errors import InputError
+from ase_finetune.graphs import AtomGraph, collate, neighbor_list
+from ase_finetune.potentials import MorsePotential
+from tests import helpers
+
+STRUCTURES = helpers.structures()
+POTENTIAL = MorsePotential([1, 6, 8, 14], depth=[0.2, 0.5, 0.7, 1.0], distance=[1.0, 1.5, 1.4, 2.4]).double()
+
+
+def graph_of(name, dtype=torch.float64, **labels):
+    graph = AtomGraph.from_atoms(STRUCTURES[name], POTENTIAL.cutoff, dtype=dtype)
+    return graph.with_labels(**labels) if labels else graph
+
+
+def test_fields_of_one_structure():
+    atoms = STRUCTURES["skewed"]
+    graph = AtomGraph.from_atoms(atoms, 4.0)
+    edge_index, edge_shift = neighbor_list(atoms, 4.0)
+    assert graph.num_graphs == 1
+    assert graph.num_edges == edge_index.shape[1]
+    assert graph.dtype == graph.cell.dtype == graph.edge_shift.dtype == torch.float32
+    assert graph.numbers.tolist() == atoms.numbers.tolist()
+    assert graph.num_atoms.tolist() == [len(atoms)]
+    assert graph.pbc.tolist() == [[True, True, True]]
+    assert graph.volume.item() == pytest.approx(atoms.get_volume(), rel=1e-6)
+    i, j = edge_index
+    vectors = atoms.positions[j] - atoms.positions[i] + edge_shift @ atoms.cell[:]
+    np.testing.assert_allclose(graph.edge_vectors(), vectors, atol=1e-5)
+
+
+def test_no_cell_no_volume():
+    assert graph_of("molecule").volume.tolist() == [0.0]
+
+
+def test_graph_does_not_follow_its_atoms():
+    atoms = bulk("Si", cubic=True)
+    graph = AtomGraph.from_atoms(atoms, 4.0, dtype=torch.float64)
+    before = [value.clone() for value in (graph.positions, graph.cell, graph.pbc, graph.numbers)]
+    atoms.set_cell(atoms.cell[:] * 1.1, scale_atoms=True)
+    atoms.numbers[:] = 32
+    atoms.pbc = False
+    for was, value in zip(before, (graph.positions, graph.cell, graph.pbc, graph.numbers), strict=True):
+        assert torch.equal(was, value)
+
+
+def test_edges_within_drops_the_skin():
+    atoms = STRUCTURES["bulk"]
+    exact = AtomGraph.from_atoms(atoms, 4.0, dtype=torch.float64)
+    skinned = AtomGraph.from_atoms(atoms, 5.5, dtype=torch.float64)
+    assert skinned.num_edges > exact.num_edges
+    edge_index, vectors = skinned.edges_within(4.0)
+    assert edge_index.shape[1] == exact.num_edges
+    assert vectors.norm(dim=1).max() < 4.0
+    key = lambda index, v: sorted((*i, *x) for i, x in zip(index.T.tolist(), v.tolist(), strict=True))  # noqa: E731
+    np.testing.assert_allclose(key(edge_index, vectors), key(exact.edge_index, exact.edge_vectors()), atol=1e-12)
+
+
+def test_edges_within_keeps_the_gradient():
+    graph = graph_of("bulk")
+    positions = graph.positions.clone().requires_grad_()
+    cell = graph.cell.clone().requires_grad_()
+    _, vectors = graph.replace(positions=positions, cell=cell).edges_within(4.0)
+    assert vectors.shape[0] < graph.num_edges
+    gradients = torch.autograd.grad(vectors.square().sum(), (positions, cell))
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_batch_holds_each_structure_as_it_is_alone():
+    names = ["skewed", "molecule", "one_atom", "isolated", "slab"]
+    graphs = [graph_of(name) for name in names]
+    batch = collate(graphs)
+    assert batch.num_graphs == len(names)
+    assert batch.num_atoms.tolist() == [len(STRUCTURES[name]) for name in names]
+    assert batch.batch.tolist() == sorted(batch.batch.tolist())
+    torch.testing.assert_close(batch.volume, torch.cat([graph.volume for graph in graphs]))
+    torch.testing.assert_close(
+        batch.edge_vectors(), torch.cat([graph.edge_vectors() for graph in graphs]), rtol=0, atol=1e-12
+    )
+    together = POTENTIAL.predict(batch)
+    alone = [POTENTIAL.predict(graph) for graph in graphs]
+    for field in ("energies", "energy", "forces", "stress"):
+        expected = torch.cat([getattr(prediction, field) for prediction in alone])
+        torch.testing.assert_close(getattr(together, field), expected, rtol=0, atol=1e-12)
+
+
+def test_batches_can_be_joined():
+    first, second, third = (graph_of(name, energy=1.0) for name in ("skewed", "molecule", "bulk"))
+    nested, flat = collate([collate([first, second]), third]), collate([first, second, third])
+    for field in ("positions", "cell", "batch", "edge_index", "energy", "forces_mask"):
+        assert torch.equal(getattr(nested, field), getattr(flat, field))
+
+
+def test_nothing_to_join():
+    with pytest.raises(InputError, match="no structures"):
+        collate([])
+
+
+def test_labelled_and_unlabelled_do_not_mix():
+    with pytest.raises(InputError, match="with and without labels"):
+        collate([graph_of("bulk", energy=1.0), graph_of("bulk")])
+
+
+def test_labels_and_masks():
+    atoms = STRUCTURES["skewed"]
+    forces, stress = np.arange(12.0).reshape(4, 3), np.arange(6.0)
+    full = graph_of("skewed", dtype=torch.float32, energy=-3.5, forces=forces, stress=stress)
+    assert (full.energy.tolist(), full.stress.tolist()) == ([-3.5], [stress.tolist()])
+    assert torch.equal(full.forces, torch.as_tensor(forces, dtype=torch.float32))
+    assert all(mask.all() for mask in (full.energy_mask, full.forces_mask, full.stress_mask))
+    assert (full.energy_mask.shape, full.forces_mask.shape, full.stress_mask.shape) == ((1,), (len(atoms),), (1,))
+    assert full.energy.dtype == full.forces.dtype == full.stress.dtype == torch.float32
+
+    partial = graph_of("skewed", dtype=torch.float32, forces=forces)
+    assert (partial.energy.tolist(), partial.energy_mask.tolist()) == ([0.0], [False])
+    assert (partial.stress.tolist(), partial.stress_mask.tolist()) == ([[0.0] * 6], [False])
+    batch = collate([partial, full])
+    assert batch.energy_mask.tolist() == batch.stress_mask.tolist() == [False, True]
+    assert batch.forces_mask.tolist() == [True] * 8
+    assert batch.energy.tolist() == [0.0, -3.5]
+
+    bare = full.without_labels()
+    assert [bare.energy, bare.forces, bare.stress, bare.energy_mask, bare.forces_mask, bare.stress_mask] == [None] * 6
+    assert bare.positions is full.positions
+
+
+@pytest.mark.parametrize(
+    ("label", "value"),
+    [
+        ("energy", [1.0, 2.0]),
+        ("forces", np.zeros((3, 3))),
+        ("forces", np.zeros((3, 4))),  # transposed: as many numbers as (4, 3)
+        ("forces", np.zeros(12)),
+        ("stress", np.zeros((3, 3))),
+        ("stress", np.zeros((2, 3))),
+    ],
+)
+def test_label_of_wrong_shape(label, value):
+    with pytest.raises(InputError, match=rf"{label} label has shape .*expected"):
+        graph_of("skewed", **{label: value})
+
+
+@pytest.mark.parametrize("energy", [-1.5, np.float32(-1.5), np.array([-1.5]), torch.tensor(-1.5)])
+def test_energy_as_scalar_or_one_row(energy):
+    assert graph_of("skewed", energy=energy).energy.tolist() == [-1.5]
+
+
+def test_to_changes_floats_only():
+    graph = graph_of("skewed", dtype=torch.float32, energy=1.0, forces=np.ones((4, 3)))
+    double = graph.to(dtype=torch.float64)
+    floats = ("positions", "cell", "edge_shift", "energy", "forces", "stress")
+    assert {getattr(double, name).dtype for name in floats} == {torch.float64}
+    for name in ("numbers", "edge_index", "batch"):
+        assert getattr(double, name).dtype == torch.int64
+    for name in ("pbc", "energy_mask", "forces_mask", "stress_mask"):
+        assert getattr(double, name).dtype == torch.bool
+    torch.testing.assert_close(double.positions.float(), graph.positions, rtol=0, atol=0)
+    assert graph.dtype == torch.float32
+    unlabelled = graph.without_labels().to("cpu")
+    assert unlabelled.dtype == torch.float32
+    assert unlabelled.energy is None
+
+
+def test_bad_structures_are_refused():
+    with pytest.raises(InputError, match="no atoms"):
+        AtomGraph.from_atoms(Atoms(), 4.0)
+    atoms = molecule("H2O")
+    atoms.positions[2] = atoms.positions[1]
+    with pytest.raises(InputError, match=r"1 \(H\).*2 \(H\)|2 \(H\).*1 \(H\)"):
+        AtomGraph.from_atoms(atoms, 4.0)

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
+
+from ase_finetune.errors import InputError
+from ase_finetune.graphs import SkinNeighborList, check_atoms, neighbor_list
+
+CUTOFF = 4.0
+
+
+def brute_force(atoms: Atoms, cutoff: float) -> set[tuple[int, ...]]:
+    """All (i, j, S) with |x_j - x_i + S @ cell| < cutoff, by trying every shift that could count."""
+    cell, pbc, x = np.asarray(atoms.cell[:]), atoms.pbc, atoms.positions
+    reach = np.zeros(3, dtype=int)
+    if pbc.any():
+        # The planes of the periodic vectors are 1/|b_k| apart, b the (pseudo)reciprocal vectors.
+        reciprocal = np.zeros((3, 3))
+        reciprocal[pbc] = np.linalg.pinv(cell[pbc]).T
+        extent = np.linalg.norm(x[None] - x[:, None], axis=2).max() + cutoff
+        reach[pbc] = np.ceil(extent * np.linalg.norm(reciprocal[pbc], axis=1)).astype(int)
+    found = set()
+    for shift in itertools.product(*(range(-n, n + 1) for n in reach)):
+        vectors = x[None] - x[:, None] + np.asarray(shift) @ cell
+        for i, j in np.argwhere((vectors**2).sum(axis=2) < cutoff**2):
+            if i != j or any(shift):
+                found.add((int(i), int(j), *shift))
+    return found
+
+
+def as_set(edges) -> set[tuple[int, ...]]:
+    edge_index, edge_shift = edges
+    rows = [(int(i), int(j), *map(int, s)) for i, j, s in zip(*edge_index, edge_shift, strict=True)]
+    assert len(set(rows)) == len(rows), "an edge is listed twice"
+    return set(rows)
+
+
+def cases() -> dict[str, Atoms]:
+    rng = np.random.default_rng(3)
+    silicon = bulk("Si", cubic=True)
+    silicon.positions += rng.normal(scale=0.1, size=(8, 3))
+    skewed = Atoms("Si5", scaled_positions=rng.random((5, 3)), cell=[[5, 0, 0], [9.0, 5, 0], [-7.0, 6, 5]], pbc=True)
+    outside = silicon.copy()
+    outside.positions += rng.integers(-3, 4, size=(8, 3)) @ outside.cell[:]
+    left_handed = silicon.copy()
+    left_handed.set_cell(silicon.cell[[1, 0, 2]])
+    slab = fcc111("Al", (2, 2, 3), vacuum=5.0)
+    no_third = fcc111("Al", (2, 2, 3))
+    no_third.cell[2] = 0.0
+    assert no_third.pbc.tolist() == [True, True, False]
+    in_plane = no_third.copy()
+    in_plane.cell[2] = in_plane.cell[0] + in_plane.cell[1]
+    wire = Atoms("Au3", positions=[[0, 0, 0], [0.3, 1.0, 2.5], [-0.5, 0.2, 5.1]], cell=[0, 0, 7.3], pbc=[0, 0, 1])
+    box = molecule("CH3CH2OH", vacuum=3.0)
+    return {
+        "bulk": silicon,
+        "skewed": skewed,
+        "outside": outside,
+        "left-handed": left_handed,
+        "slab": slab,
+        "slab without third vector": no_third,
+        "slab, third vector in the plane": in_plane,
+        "wire": wire,
+        "molecule": molecule("CH3CH2OH"),
+        "molecule in a box": box,
+        "one atom": bulk("Cu", a=3.6),
+        "isolated atom": Atoms("O", positions=[(1.0, 2.0, 3.0)]),
+    }
+
+
+@pytest.mark.parametrize("name", cases())
+def test_same_edges_as_brute_force(name):
+    atoms = cases()[name]
+    expected = brute_force(atoms, CUTOFF)
+    assert as_set(neighbor_list(atoms, CUTOFF)) == expected
+    if name != "isolated atom":
+        assert expected
+
+
+def test_types_and_shapes():
+    for atoms in (bulk("Si"), Atoms("O", positions=[(0, 0, 0)])):
+        edge_index, edge_shift = neighbor_list(atoms, CUTOFF)
+        assert edge_index.dtype == np.int64
+        assert edge_shift.dtype == np.float64
+        assert edge_index.shape == (2, edge_shift.shape[0])
+        assert edge_shift.shape[1:] == (3,)
+
+
+def test_one_atom_sees_its_own_images():
+    edge_index, edge_shift = neighbor_list(bulk("Cu", a=3.6), 3.0)  # nearest neighbours at a/sqrt(2) = 2.55 Å
+    assert edge_index.tolist() == [[0] * 12, [0] * 12]
+    assert np.abs(edge_shift).sum(axis=1).min() > 0
+
+
+def test_non_finite_position_names_the_atom():
+    atoms = bulk("NaCl", "rocksalt", a=5.6)
+    atoms.positions[1, 2] = np.nan
+    with pytest.raises(InputError, match=r"position of atom 1 \(Cl\) is not finite.*nan"):
+        neighbor_list(atoms, CUTOFF)
+    atoms.positions[1, 2] = np.inf
+    with pytest.raises(ValueError, match=r"atom 1 \(Cl\)"):
+        check_atoms(atoms)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_coinciding_atoms_are_both_named(shift):
+    atoms = Atoms("SiGeO", positions=[(0, 0, 0), (2.5, 0, 0), (2.5, 0, 1e-6)], cell=[6, 6, 6], pbc=True)
+    atoms.positions[2] += shift * atoms.cell[1]  # also through a cell boundary
+    with pytest.raises(InputError, match=r"atoms (1 \(Ge\) and 2 \(O\)|2 \(O\) and 1 \(Ge\)) coincide"):
+        neighbor_list(atoms, CUTOFF)
+
+
+def test_close_atoms_are_no_error():
+    atoms = Atoms("SiO", positions=[(0, 0, 0), (0, 0, 0.01)])
+    assert neighbor_list(atoms, CUTOFF)[0].shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("cell", "pbc"),
+    [
+        ([[0, 0, 0]] * 3, True),
+        ([[4, 0, 0], [0, 4, 0], [4, 4, 0]], True),
+        ([[4, 0, 0], [0, 4, 0], [0, 0, 0]], True),
+        ([[4, 0, 0], [8, 0, 0], [0, 0, 4]], [True, True, False]),
+        ([[0, 0, 0]] * 3, [False, False, True]),
+    ],
+)
+def test_periodic_cell_without_volume(cell, pbc):
+    atoms = Atoms("Si", positions=[(0, 0, 0)], cell=cell, pbc=pbc)
+    with pytest.raises(InputError, match=r"pbc=\[.*\] needs a cell that spans a volume, but the cell is \[\["):
+        neighbor_list(atoms, CUTOFF)
+
+
+def test_thin_but_valid_cell():
+    atoms = Atoms("Si", positions=[(0, 0, 0)], cell=[2.0, 2.0, 300.0], pbc=True)
+    assert as_set(neighbor_list(atoms, CUTOFF)) == brute_force(atoms, CUTOFF)
+
+
+def test_cell_that_is_not_finite():
+    atoms = Atoms("Si", positions=[(0, 0, 0)], cell=[4, 4, 4], pbc=True)
+    atoms.cell[0, 0] = np.nan
+    with pytest.raises(InputError, match="the cell is not finite"):
+        check_atoms(atoms)
+
+
+def test_no_atoms():
+    with pytest.raises(InputError, match="no atoms"):
+        neighbor_list(Atoms(), CUTOFF)
+
+
+class TestSkin:
+    def test_negative_skin(self):
+        with pytest.raises(InputError, match=r"skin must not be negative, got -0\.1"):
+            SkinNeighborList(CUTOFF, -0.1)
+
+    def test_rebuilt_when_an_atom_has_moved_half_the_skin(self):
+        atoms = bulk("Si", cubic=True)
+        neighbors = SkinNeighborList(CUTOFF, skin=0.6)
+        first = neighbors.update(atoms)
+        assert as_set(first) == brute_force(atoms, CUTOFF + 0.6)
+        atoms.positions[3, 0] += 0.2999
+        assert neighbors.update(atoms) is first
+        assert neighbors.rebuilds == 1
+        atoms.positions[3, 0] += 0.0002
+        assert neighbors.update(atoms) is not first
+        assert neighbors.rebuilds == 2
+        # The displacement counts from the last rebuild on.
+        atoms.positions[3, 0] += 0.2999
+        neighbors.update(atoms)
+        assert neighbors.rebuilds == 2
+
+    def test_many_small_steps_add_up(self):
+        atoms = bulk("Si", cubic=True)
+        neighbors = SkinNeighborList(CUTOFF, skin=0.5)
+        for _ in range(20):
+            neighbors.update(atoms)
+            atoms.positions[0, 1] += 0.06  # rebuilds at 0.30, 0.60, ...: after 5, 10 and 15 steps
+        assert neighbors.rebuilds == 4
+
+    def test_without_skin_every_structure_is_new(self):
+        atoms = bulk("Si")
+        neighbors = SkinNeighborList(CUTOFF)
+        for _ in range(3):
+            neighbors.update(atoms)
+        assert neighbors.rebuilds == 3
+
+    def test_holds_every_edge_of_a_moving_structure(self):
+        rng = np.random.default_rng(1)
+        atoms = bulk("Si", cubic=True)
+        atoms.positions += rng.normal(scale=0.2, size=(8, 3))
+        neighbors = SkinNeighborList(CUTOFF, skin=0.5)
+        for _ in range(30):
+            atoms.positions += rng.normal(scale=0.03, size=(8, 3))
+            assert within(neighbors.update(atoms), atoms, CUTOFF) == brute_force(atoms, CUTOFF)
+        assert 1 < neighbors.rebuilds < 30
+
+    def test_atom_that_crosses_the_cutoff(self):
+        atoms = Atoms("Si2", positions=[(0, 0, 0), (0, 0, CUTOFF + 0.2)])
+        neighbors = SkinNeighborList(CUTOFF, skin=1.0)
+        assert within(neighbors.update(atoms), atoms, CUTOFF) == set()
+        atoms.positions[1, 2] -= 0.4
+        assert within(neighbors.update(atoms), atoms, CUTOFF) == {(0, 1, 0, 0, 0), (1, 0, 0, 0, 0)}
+        assert neighbors.rebuilds == 1
+
+    def test_wrapped_atom(self):
+        atoms = Atoms("Si2", positions=[(0.1, 0, 0), (2.0, 0, 0)], cell=[5, 5, 5], pbc=True)
+        neighbors = SkinNeighborList(CUTOFF, skin=1.0)
+        neighbors.update(atoms)
+        atoms.positions[0, 0] -= 0.2
+        atoms.wrap()
+        assert within(neighbors.update(atoms), atoms, CUTOFF) == brute_force(atoms, CUTOFF)
+
+    @pytest.mark.parametrize("change", ["cell in place", "set_cell", "pbc", "atoms"])
+    def test_other_changes_rebuild(self, change):
+        atoms = bulk("Si", cubic=True)
+        neighbors = SkinNeighborList(CUTOFF, skin=0.5)
+        neighbors.update(atoms)
+        if change == "cell in place":
+            atoms.cell[0, 0] *= 1.001
+        elif change == "set_cell":
+            atoms.set_cell(atoms.cell[:] * 0.999, scale_atoms=False)
+        elif change == "pbc":
+            atoms.pbc[2] = False
+        else:
+            atoms = atoms[:-1]
+        assert as_set(neighbors.update(atoms)) == brute_force(atoms, CUTOFF + 0.5)
+        assert neighbors.rebuilds == 2
+
+    def test_a_broken_structure_is_noticed(self):
+        atoms = bulk("Si")
+        neighbors = SkinNeighborList(CUTOFF, skin=0.5)
+        neighbors.update(atoms)
+        atoms.positions[1] = np.nan
+        with pytest.raises(InputError, match="atom 1"):
+            neighbors.update(atoms)
+
+
+def within(edges, atoms, cutoff):
+    (i, j), shift = edges
+    vectors = atoms.positions[j] - atoms.positions[i] + shift @ atoms.cell[:]
+    kept = (vectors**2).sum(axis=1) < cutoff**2
+    return as_set((edges[0][:, kept], shift[kept]))
