@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ase_finetune.calculator import FinetunedCalculator
@@ -87,4 +88,23 @@ def evaluation_table(evaluations: list[Evaluation]) -> str:
         values = (item.raw.energy_mae, item.aligned_energy_mae, item.raw.forces_mae, item.raw.stress_mae)
         cells = "".join(f"{value:10.2f}" for value in values) + f"{item.raw.slope:10.3f}"
         lines.append(f"{item.name[:23]:24s}{item.frames:7d}" + cells.replace("nan", "  -"))
+    return "\n".join(lines)
+
+
+def before_after_table(before: list[Evaluation], after: list[Evaluation]) -> str:
+    """Two evaluations of the same sets side by side."""
+    lines = [f"{'':24s}{'':30s}{'before':>10s}{'after':>10s}{'change':>10s}"]
+    for old, new in zip(before, after, strict=True):
+        rows = (
+            ("energy MAE raw, meV/atom", old.raw.energy_mae, new.raw.energy_mae),
+            ("energy MAE aligned, meV/atom", old.aligned_energy_mae, new.aligned_energy_mae),
+            ("force MAE, meV/Å", old.raw.forces_mae, new.raw.forces_mae),
+            ("stress MAE, kbar", old.raw.stress_mae, new.raw.stress_mae),
+            ("softening slope", old.raw.slope, new.raw.slope),
+        )
+        lines += [
+            f"{new.name:24s}{title:30s}{was:10.3f}{now:10.3f}{100 * (now / was - 1):+9.1f}%"
+            for title, was, now in rows
+            if not math.isnan(was)
+        ]
     return "\n".join(lines)

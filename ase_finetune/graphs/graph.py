@@ -85,11 +85,12 @@ class AtomGraph:
             If the structure cannot be evaluated; see :func:`neighbor_list`.
         """
         edge_index, edge_shift = neighbor_list(atoms, cutoff) if edges is None else edges
+        # torch.tensor copies: a graph must not change when its atoms do.
         return cls(
-            positions=torch.as_tensor(atoms.get_positions(), dtype=dtype),
-            cell=torch.as_tensor(np.asarray(atoms.cell[:])[None], dtype=dtype),
-            pbc=torch.as_tensor(np.asarray(atoms.pbc)[None]),
-            numbers=torch.as_tensor(atoms.numbers, dtype=torch.int64),
+            positions=torch.tensor(atoms.positions, dtype=dtype),
+            cell=torch.tensor(np.asarray(atoms.cell[:])[None], dtype=dtype),
+            pbc=torch.tensor(np.asarray(atoms.pbc)[None]),
+            numbers=torch.tensor(atoms.numbers, dtype=torch.int64),
             edge_index=torch.as_tensor(edge_index),
             edge_shift=torch.as_tensor(edge_shift, dtype=dtype),
             batch=torch.zeros(len(atoms), dtype=torch.int64),
@@ -171,12 +172,13 @@ class AtomGraph:
         shapes = {"energy": (1,), "forces": (len(self.numbers), 3), "stress": (1, 6)}
         fields: dict[str, Tensor] = {}
         for name, value in given.items():
-            rows = shapes[name][0]
-            fields[f"{name}_mask"] = torch.full((rows,), value is not None)
-            tensor = torch.zeros(shapes[name]) if value is None else torch.as_tensor(np.asarray(value))
-            if tensor.numel() != torch.Size(shapes[name]).numel():
-                raise InputError(f"{name} label has shape {tuple(tensor.shape)}, expected {shapes[name]}")
-            fields[name] = tensor.reshape(shapes[name]).to(self.dtype)
+            shape = shapes[name]
+            fields[f"{name}_mask"] = torch.full(shape[:1], value is not None)
+            tensor = torch.zeros(shape) if value is None else torch.tensor(np.asarray(value))
+            # One row may come without its leading 1; anything else (transposed forces) is an accident.
+            if tuple(tensor.shape) != shape and (1, *tensor.shape) != shape:
+                raise InputError(f"{name} label has shape {tuple(tensor.shape)}, expected {shape}")
+            fields[name] = tensor.reshape(shape).to(self.dtype)
         return self.replace(**fields)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> AtomGraph:

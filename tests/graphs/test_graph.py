@@ -42,13 +42,16 @@ def test_no_cell_no_volume():
 
 def test_graph_does_not_follow_its_atoms():
     atoms = bulk("Si", cubic=True)
-    graph = AtomGraph.from_atoms(atoms, 4.0, dtype=torch.float64)
+    forces = np.ones((8, 3))
+    graph = AtomGraph.from_atoms(atoms, 4.0, dtype=torch.float64).with_labels(forces=forces)
     before = [value.clone() for value in (graph.positions, graph.cell, graph.pbc, graph.numbers)]
     atoms.set_cell(atoms.cell[:] * 1.1, scale_atoms=True)
     atoms.numbers[:] = 32
     atoms.pbc = False
     for was, value in zip(before, (graph.positions, graph.cell, graph.pbc, graph.numbers), strict=True):
         assert torch.equal(was, value)
+    forces[:] = 0
+    assert graph.forces.tolist() == [[1.0] * 3] * 8
 
 
 def test_edges_within_drops_the_skin():
