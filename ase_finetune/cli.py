@@ -79,7 +79,8 @@ def _add_model_options(parser: ArgumentParser) -> None:
 
 
 def _fit(options: Namespace) -> None:
-    config = FinetuneConfig.from_options({item.name: getattr(options, item.name) for item in fields(FinetuneConfig)})
+    values = options.as_dict()
+    config = FinetuneConfig.from_options({item.name: values[item.name] for item in fields(FinetuneConfig)})
     finetune(
         options.model,
         options.train,

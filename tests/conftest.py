@@ -1,11 +1,42 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import helpers
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--data",
+        default=os.environ.get("ASE_FINETUNE_DATA"),
+        metavar="PATH",
+        help="folder of the research data for tests marked 'data' (or the environment variable ASE_FINETUNE_DATA)",
+    )
+
+
+@pytest.fixture(scope="session")
+def data_folder(request: pytest.FixtureRequest) -> Path:
+    """The research data; tests that use it carry the marker ``data`` and are skipped without it."""
+    given = request.config.getoption("--data")
+    if not given:
+        pytest.skip("needs the research data: --data PATH or ASE_FINETUNE_DATA")
+    folder = Path(given).resolve()
+    if not folder.is_dir():
+        pytest.fail(f"the folder of --data or ASE_FINETUNE_DATA does not exist: {folder}")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the tests out of the user's cache; returns the folder they have instead."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ase.data import atomic_numbers
+
 from ase_finetune.calculator import FinetunedCalculator
-from ase_finetune.data import FrameSet, align, fit_reference
+from ase_finetune.data import FrameSet, ReferenceOffsets, align, fit_reference
 from ase_finetune.errors import DataError, InputError
 from ase_finetune.finetuning.history import Log
 from ase_finetune.metrics import Errors, measure
@@ -63,11 +65,15 @@ def evaluate_calculator(calculator: FinetunedCalculator, frames: FrameSet, *, ve
             potential.check_numbers(frame.atoms.numbers)
         except InputError as error:
             raise DataError(f"frame {frame.index} of {frames.name} ({frame.source}): {error}") from error
+    if calculator.parameters["reference"] == "target":
+        # The labels come to the model's reference instead of the predictions to theirs: the same difference.
+        offsets = calculator.metadata["reference_offsets"]
+        frames = align(frames, ReferenceOffsets({atomic_numbers[symbol]: offsets[symbol] for symbol in offsets}))
     graphs = frames.graphs(potential.cutoff, potential.dtype)
     with Log(verbose).bar(len(graphs), frames.name) as bar:
         predictions = predict_many(potential, graphs, on_structure=bar.update)
-    offsets = fit_reference(frames, [float(prediction.energy[0]) for prediction in predictions])
-    aligned = align(frames, offsets).graphs(potential.cutoff, potential.dtype)
+    fitted = fit_reference(frames, [float(prediction.energy[0]) for prediction in predictions])
+    aligned = align(frames, fitted).graphs(potential.cutoff, potential.dtype)
     return Evaluation(
         frames.name,
         len(frames),
@@ -103,7 +109,7 @@ def before_after_table(before: list[Evaluation], after: list[Evaluation]) -> str
             ("softening slope", old.raw.slope, new.raw.slope),
         )
         lines += [
-            f"{new.name:24s}{title:30s}{was:10.3f}{now:10.3f}{100 * (now / was - 1):+9.1f}%"
+            f"{new.name:24s}{title:30s}{was:10.3f}{now:10.3f}" + (f"{100 * (now / was - 1):+9.1f}%" if was else "")
             for title, was, now in rows
             if not math.isnan(was)
         ]

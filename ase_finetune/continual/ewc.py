@@ -53,7 +53,7 @@ class EWCPenalty:
     ) -> None:
         if not 0 <= strength < float("inf"):
             raise InputError(f"ewc_lambda must be a finite number that is not negative, got {strength}")
-        named = dict(parameters)
+        named, known = dict(parameters), set(known)
         check_names(named, fisher.values, "Fisher information", known)
         if anchor is not None:
             check_names(named, anchor, "anchor", known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from torch import Tensor
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.batched import predict_many
-from ase_finetune.potentials.storage import potential_hash
 
 
 def pseudo_label(
@@ -54,10 +54,7 @@ def pseudo_label(
             "stress": torch.cat([p.stress for p in predictions if p.stress is not None]),
         }
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".part")
-            save_file(labels, partial)
-            partial.replace(file)
+            _write(labels, file)
     forces = labels["forces"].split([len(graph.numbers) for graph in graphs])
     return [
         graph.with_labels(energy, force, stress if float(graph.volume[0]) > 0 else None)
@@ -68,12 +65,24 @@ def pseudo_label(
 def _read(file: Path) -> dict[str, Tensor] | None:
     try:
         return load_file(file)
-    except (FileNotFoundError, SafetensorError):  # a torn file is only a cache miss
+    except (OSError, SafetensorError):  # a torn file is only a cache miss
         return None
 
 
+def _write(labels: dict[str, Tensor], file: Path) -> None:
+    partial = file.with_suffix(".part")
+    # A cache that cannot be written (no permission, full disk) costs time, not the run.
+    with contextlib.suppress(OSError, SafetensorError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(labels, partial)
+        partial.replace(file)
+
+
 def _digest(potential: Potential, graphs: Sequence[AtomGraph]) -> str:
-    digest = hashlib.sha256(f"{potential_hash(potential)} {potential.head} {potential.dtype}".encode())
+    # Buffers too: reference energies are parameters in some backends only.
+    digest = hashlib.sha256(f"{potential.backend} {potential.head} {potential.dtype} {potential.cutoff}".encode())
+    for name, value in sorted(potential.native.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     for graph in graphs:
         for tensor in (graph.numbers, graph.positions, graph.cell, graph.pbc):
             digest.update(tensor.contiguous().numpy().tobytes())

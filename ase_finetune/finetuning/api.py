@@ -23,6 +23,7 @@ from ase_finetune.finetuning.preparing import (
     labelled_graphs,
     read_target,
     replay_graphs,
+    shift_labels,
 )
 from ase_finetune.finetuning.training import Sets, Trainer
 from ase_finetune.metrics import Errors, evaluate
@@ -117,11 +118,13 @@ def _train(
     log(data_report(named, replay_elements))
     log(f"split: {how}")
     train, valid, offsets = check_and_align(potential, train, valid, config, log)
+    if offsets is not None and config.reference == "shift":
+        replay, monitor = shift_labels(replay, offsets), shift_labels(monitor, offsets)
     frozen = freeze_parameters(potential, config.freeze)
     log(parameter_table(potential))
     penalty = fisher = None
     if config.uses_ewc:
-        penalty, fisher = build_penalty(potential, replay, config, log)
+        penalty, fisher = build_penalty(potential, replay, config, log, metadata["base_hash"])
     metadata |= {
         "data": {name: frames.digest() for name, frames in named.items()} | {"replay": replay_digest},
         "split": how,
@@ -129,7 +132,9 @@ def _train(
         "fisher": None if fisher is None else fisher.metadata,
     }
     if offsets is not None:
-        metadata["reference_offsets"] = offsets.to_dict()["offsets"]
+        # Of the labels to the model, which the calculator can add back, or of the model, which has them now.
+        name = "reference_offsets" if config.reference == "align" else "shifted_by"
+        metadata[name] = offsets.to_dict()["offsets"]
     sets = Sets(
         labelled_graphs(potential, train),
         [] if valid is None else labelled_graphs(potential, valid),
@@ -187,7 +192,9 @@ def claim_output(folder: Path) -> Path:
 def _load(model: Model, head: str | None, config: FinetuneConfig) -> tuple[Any, dict[str, Any]]:
     device, dtype = resolve_device(config.device), resolve_dtype(config.dtype)
     potential, base = load_potential(model, head=head, device=device, dtype=dtype, trust_pickle=config.trust_pickle)
-    return copy.deepcopy(potential) if potential is model else potential, base
+    if potential is model:
+        potential = copy.deepcopy(potential).to(device=device, dtype=dtype)
+    return potential, base
 
 
 def _describe_base(model: Model, potential: Any, base: dict[str, Any], config: FinetuneConfig) -> dict[str, Any]:

@@ -139,10 +139,13 @@ class FinetuneConfig:
             raise InputError(f"warmup is a fraction of the steps between 0 and 1, got {self.warmup}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InputError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
+        if self.ewc_lambda is not None and not 0 <= self.ewc_lambda < float("inf"):
+            raise InputError(f"ewc_lambda must be a finite number that is not negative, got {self.ewc_lambda}")
         if self.replay_weight < 0 or self.monitor_size < 0 or self.weight_decay < 0:
             raise InputError("replay_weight, monitor_size and weight_decay must not be negative")
         if isinstance(self.freeze, str):
             raise InputError(f"freeze takes a list of patterns, got the string {self.freeze!r}")
+        object.__setattr__(self, "freeze", tuple(self.freeze))  # equal, however the patterns were given
 
     @property
     def uses_replay(self) -> bool:
@@ -175,7 +178,7 @@ class FinetuneConfig:
         if isinstance(loss, str):
             options = options | {"loss": Loss(kind=loss)}  # type: ignore[arg-type]  # Loss checks the name
         elif isinstance(loss, dict):
-            options = options | {"loss": Loss(**loss)}
+            options = options | {"loss": _loss(loss)}
         return cls(**options)
 
 
@@ -191,6 +194,14 @@ _POSITIVE = """
     epochs batch_size max_edges learning_rate clip_norm early_stopping
     replay_size replay_batch_size fisher_size fisher_draws
     """.split()
+
+
+def _loss(options: dict[str, Any]) -> Loss:
+    known = {item.name for item in fields(Loss)}
+    for name in options:
+        if name not in known:
+            raise InputError(f"unknown option {name!r} of loss; did you mean {_nearest(name, known)}?")
+    return Loss(**options)
 
 
 def _nearest(name: str, known: set[str]) -> str:

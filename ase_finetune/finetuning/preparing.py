@@ -33,13 +33,12 @@ from ase_finetune.data import (
     read_frames,
     split_frames,
 )
-from ase_finetune.errors import DataError, InputError
+from ase_finetune.errors import CheckpointError, DataError, InputError
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.history import Log
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.batched import predict_many
-from ase_finetune.potentials.storage import potential_hash
 
 Frames = str | os.PathLike[str] | Sequence[Atoms] | FrameSet
 
@@ -59,6 +58,8 @@ def read_target(
     )
     frames = read(train, name="train")
     if valid is None:
+        if config.early_stopping is not None:
+            raise InputError("early_stopping needs validation frames to judge by, but valid=None")
         return frames, None, "no validation frames: the weights of the last epoch are kept"
     if isinstance(valid, (int, float)):
         split = split_frames(frames, valid, seed=config.seed, group_by=config.group_by)
@@ -81,7 +82,7 @@ def labelled_graphs(potential: Potential, frames: FrameSet) -> list[AtomGraph]:
 def check_and_align(
     potential: Potential, train: FrameSet, valid: FrameSet | None, config: FinetuneConfig, log: Log
 ) -> tuple[FrameSet, FrameSet | None, ReferenceOffsets | None]:
-    """Compare the labels with the pretrained model, and bring energies to its reference.
+    """Compare the labels with the pretrained model, and bring energies to its reference, or it to theirs.
 
     Raises
     ------
@@ -105,8 +106,19 @@ def check_and_align(
     if config.reference == "shift":
         potential.shift_energies(dict(offsets.offsets))
         log("the model's own per-element energies were moved by these offsets")
-        return train, valid, None
+        return train, valid, offsets
     return align(train, offsets), None if valid is None else align(valid, offsets), offsets
+
+
+def shift_labels(graphs: Sequence[AtomGraph], offsets: ReferenceOffsets) -> list[AtomGraph]:
+    """Replay labels in the reference of a model whose own per-element energies were moved by ``offsets``."""
+    shifted = []
+    for graph in graphs:
+        assert graph.energy is not None
+        assert graph.energy_mask is not None
+        offset = offsets.energy(graph.numbers.tolist())
+        shifted.append(graph.replace(energy=graph.energy + offset * graph.energy_mask))
+    return shifted
 
 
 def replay_graphs(
@@ -137,6 +149,11 @@ def replay_graphs(
         graphs = frames.graphs(potential.cutoff, potential.dtype)
         log(f"replay: {len(graphs)} structures with the labels of their file")
     else:
+        if config.uses_ewc and config.fisher == "empirical":
+            raise InputError(
+                "fisher='empirical' needs replay structures with labels of their own: on labels made by the model "
+                "itself the residuals vanish; use the label-free form (fisher='label-free')"
+            )
         graphs = [graph.without_labels() for graph in frames.graphs(potential.cutoff, potential.dtype)]
         with log.bar(len(graphs), "pretrained model on replay") as bar:
             graphs = pseudo_label(potential, graphs, cache=_cache_folder(), on_structure=bar.update)
@@ -149,16 +166,16 @@ def replay_graphs(
 
 
 def build_penalty(
-    potential: Potential, replay: list[AtomGraph], config: FinetuneConfig, log: Log
+    potential: Potential, replay: list[AtomGraph], config: FinetuneConfig, log: Log, model_hash: str
 ) -> tuple[EWCPenalty, FisherInformation]:
-    """The EWC penalty of the config; Fisher information is estimated or read.
+    """The EWC penalty of the config; Fisher information is estimated, or read if it is of the model of the hash.
 
     Raises
     ------
     CheckpointError
         If a Fisher file belongs to another model or loss.
     """
-    fisher = _fisher(potential, replay, config, log)
+    fisher = _fisher(potential, replay, config, log, model_hash)
     own = fisher.metadata.get("kind") != "published"
     normalize = own if config.fisher_normalize is None else config.fisher_normalize
     if normalize:
@@ -166,7 +183,7 @@ def build_penalty(
     strength = config.ewc_lambda
     if strength is None:
         strength = DEFAULT_LAMBDA_NORMALIZED if normalize else DEFAULT_LAMBDA_RAW
-    anchor = None if config.fisher_anchor is None else load_anchor(config.fisher_anchor)
+    anchor = None if config.fisher_anchor is None else _checked_anchor(potential, config.fisher_anchor)
     penalty = EWCPenalty(
         potential.native_parameters(trainable_only=True),
         fisher,
@@ -183,12 +200,26 @@ def build_penalty(
     return penalty, fisher
 
 
+def _checked_anchor(potential: Potential, path: str) -> dict[str, torch.Tensor]:
+    """Anchor parameters, which must be those of the pretrained model: else they are of another one."""
+    anchor = load_anchor(path)
+    for name, parameter in potential.native_parameters(trainable_only=True):
+        value = anchor.get(name)
+        if value is not None and value.shape == parameter.shape:
+            difference = float((value.to(parameter) - parameter.detach()).abs().max())
+            if difference > 1e-4 * max(1.0, float(parameter.detach().abs().max())):
+                raise CheckpointError(f"{path} is the anchor of another model: {name} differs by {difference:.2g}")
+    return anchor
+
+
 #: EWC strength for a Fisher information divided by its mean, and the published one for a raw Fisher.
 DEFAULT_LAMBDA_NORMALIZED = 1e-2
 DEFAULT_LAMBDA_RAW = 1e5
 
 
-def _fisher(potential: Potential, replay: list[AtomGraph], config: FinetuneConfig, log: Log) -> FisherInformation:
+def _fisher(
+    potential: Potential, replay: list[AtomGraph], config: FinetuneConfig, log: Log, model_hash: str
+) -> FisherInformation:
     graphs = replay[: config.fisher_size]
     if config.fisher in ("auto", "label-free"):
         with log.bar(len(graphs) * config.fisher_draws, "Fisher information") as bar:
@@ -198,7 +229,7 @@ def _fisher(potential: Potential, replay: list[AtomGraph], config: FinetuneConfi
     if config.fisher == "empirical":
         with log.bar(len(graphs), "Fisher information") as bar:
             return empirical_fisher(potential, graphs, config.loss, on_structure=bar.update)
-    return load_fisher(config.fisher, model_hash=potential_hash(potential), loss=config.loss)
+    return load_fisher(config.fisher, model_hash=model_hash, loss=config.loss)
 
 
 def _cache_folder() -> Path:

@@ -106,6 +106,17 @@ class Potential(nn.Module, ABC):
     def save_native(self, path: Path) -> None:
         """Write the backend's own checkpoint format, for its own calculator, LAMMPS and tools."""
 
+    def convert_state(self, state: dict[str, Tensor], architecture: dict[str, Any]) -> dict[str, Tensor]:
+        """Weights written together with ``architecture``, in the order the installed backend wants them.
+
+        Raises
+        ------
+        CheckpointError
+            If another version of the backend wrote them and they cannot be converted.
+        """
+        del architecture  # most backends keep their order
+        return state
+
     def energies(self, graph: AtomGraph) -> Tensor:
         """(n,) per-atom energies in eV, differentiable in positions, cell and parameters."""
         edge_index, vectors = graph.edges_within(self.cutoff)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,12 @@ class SevenNetPotential(Potential):
         missing = {"config", "model_state_dict"} - set(content)
         if missing:
             raise CheckpointError(f"{path} is not a SevenNet checkpoint: it lacks {', '.join(sorted(missing))}")
+        version = str(content["config"].get("version", "0"))
+        if sorts_weights(version) and not sorts_weights(_installed_version()):
+            raise CheckpointError(
+                f"{path} was written with sevenn {version}, whose order of weights the installed "
+                f"sevenn {_installed_version()} does not know; install sevenn >= 0.11"
+            )
         native, config = _build(content["config"], content["model_state_dict"])
         return cls(native, config, head)
 
@@ -122,7 +129,23 @@ class SevenNetPotential(Potential):
     def architecture(self) -> dict[str, Any]:
         plain = {key: _plain(self.config[key]) for key in _MODEL_KEYS if key in self.config}
         # JSON turns integer keys into strings: keep them as pairs.
-        return plain | {"_type_map": [[int(z), int(i)] for z, i in self.config["_type_map"].items()]}
+        pairs = [[int(z), int(i)] for z, i in self.config["_type_map"].items()]
+        # The weights are ordered as the installed sevenn wants them, whoever wrote the checkpoint.
+        return plain | {"_type_map": pairs, "version": _installed_version()}
+
+    def convert_state(self, state: dict[str, Tensor], architecture: dict[str, Any]) -> dict[str, Tensor]:
+        """Sevenn 0.11 sorted the weights of its convolutions; older files are brought to that order."""
+        old = sorts_weights(architecture["version"])
+        if old == sorts_weights(_installed_version()):
+            return state
+        if old:
+            raise CheckpointError(
+                f"this model was written with sevenn {architecture['version']}, whose order of weights the installed "
+                f"sevenn {_installed_version()} does not know; install sevenn >= 0.11, or export() it there"
+            )
+        compat = import_backend("sevenn.scripts.backward_compatibility", _INSTALL)
+        converted: dict[str, Tensor] = compat.sort_old_convolution(self.native, state)
+        return converted
 
     @classmethod
     def from_architecture(cls, architecture: dict[str, Any], head: str | None = None) -> SevenNetPotential:
@@ -152,12 +175,22 @@ class SevenNetPotential(Potential):
             "model_state_dict": state,
             "optimizer_state_dict": None,
             "scheduler_state_dict": None,
-            "config": copy.deepcopy(self.config),
+            "config": copy.deepcopy(self.config) | {"version": _installed_version()},
             "epoch": 0,
             "time": "exported",
             "hash": "exported",
         }
         torch.save(content, path)
+
+
+def sorts_weights(version: str) -> bool:
+    """Whether this version of sevenn keeps the weights of its convolutions sorted (0.11 and newer)."""
+    numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
+    return numbers >= [0, 11]
+
+
+def _installed_version() -> str:
+    return importlib.metadata.version("sevenn")
 
 
 def _cast_floats(data: dict[str, Tensor], dtype: torch.dtype) -> None:
@@ -179,7 +212,7 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
         with safe_globals(numpy_globals):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except LOAD_ERRORS as error:
-        raise CheckpointError(f"{path} is not a readable SevenNet checkpoint: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{path} is not a readable SevenNet checkpoint: {(str(error) or type(error).__name__).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a SevenNet checkpoint: it holds a {type(content).__name__}")
     return content

@@ -27,6 +27,7 @@ from ase_finetune.errors import CheckpointError, FinetuneError, InputError, Outp
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials.backends import BACKENDS, backend_class
 from ase_finetune.potentials.base import Potential
+from ase_finetune.potentials.imports import LOAD_ERRORS
 from ase_finetune.version import __version__
 
 CONFIG_FILE = "potential.json"
@@ -137,11 +138,12 @@ def load_potential_dir(path: Path | str, *, head: str | None = None) -> tuple[Po
         potential = _rebuild(content["backend"], content["architecture"], head, getattr(torch, content["dtype"]))
     except FinetuneError:
         raise
-    except Exception as error:  # whatever a backend of another version raises
+    except (AssertionError, *LOAD_ERRORS) as error:  # whatever a backend of another version raises
         written = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
         raise CheckpointError(
             f"{path / CONFIG_FILE} does not rebuild here ({error}); written with {written}"
         ) from error
+    state = potential.convert_state(state, content["architecture"])
     _load_state(potential, state, path / WEIGHTS_FILE)
     metadata: dict[str, Any] = content["metadata"]
     return potential, metadata
