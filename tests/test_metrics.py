@@ -16,15 +16,22 @@ from ase_finetune.potentials.batched import predict_many
 from tests import morse
 
 
-def single(energy, forces, stress, **labels):
-    """Prediction and labels of a dimer in a box."""
+def single(predicted, **labels):
+    """Prediction (energy, forces, stress) and labels of a dimer in a box."""
     atoms = Atoms("Si2", positions=[(0, 0, 0), (0, 0, 2)], cell=[4, 4, 4], pbc=True)
     graph = AtomGraph.from_atoms(atoms, 3.0, dtype=torch.float64).with_labels(**labels)
 
     def tensor(value):
         return None if value is None else torch.tensor(np.asarray(value, dtype=float))
 
-    return Prediction(tensor([0, 0]), tensor([energy]), tensor(forces), tensor(None if stress is None else [stress])), graph
+    energy, forces, stress = predicted
+    stress = None if stress is None else [stress]
+    return Prediction(tensor([0, 0]), tensor([energy]), tensor(forces), tensor(stress)), graph
+
+
+def of_single(predicted, **labels):
+    prediction, graph = single(predicted, **labels)
+    return measure([prediction], [graph])
 
 
 @pytest.fixture
@@ -34,11 +41,10 @@ def world():
 
 
 def test_errors_by_hand():
-    # energy residuals: +0.1 and -0.3 eV/atom; forces: 2 and -1 on 1 and 3 labelled; stress: 0.01 eV/Å³ in one component
-    first = single(0.2, [[2, 0, 0], [0, 0, 0]], [0.01, 0, 0, 0, 0, 0], energy=0, forces=np.zeros((2, 3)), stress=np.zeros(6))
-    second = single(
-        0.4, [[0, 2, 0], [0, 0, 0]], np.zeros(6), energy=1.0, forces=[[0, 3, 0], [0, 0, 4]], stress=np.zeros(6)
-    )
+    # residuals: +0.1 and -0.3 eV/atom; 2, and -1 and -4 eV/Å; 0.01 eV/Å³ in one component
+    zeros = np.zeros((2, 3))
+    first = single((0.2, [[2, 0, 0], [0, 0, 0]], [0.01, *[0] * 5]), energy=0, forces=zeros, stress=[0] * 6)
+    second = single((0.4, [[0, 2, 0], [0, 0, 0]], [0] * 6), energy=1, forces=[[0, 3, 0], [0, 0, 4]], stress=[0] * 6)
     errors = measure([first[0], second[0]], [first[1], second[1]], Loss("l1", stress_weight=0))
     assert errors.energy_mae == pytest.approx(1e3 * (0.1 + 0.3) / 2)
     assert errors.energy_rmse == pytest.approx(1e3 * math.sqrt((0.01 + 0.09) / 2))
@@ -54,15 +60,15 @@ def test_errors_by_hand():
 
 def test_slope_is_the_softening_scale():
     forces = np.array([[1.0, -2, 3], [0.5, 0, -1]])
-    assert measure(*map(list, zip(single(0, 0.8 * forces, None, forces=forces), strict=True))).slope == pytest.approx(0.8)
+    assert of_single((0, 0.8 * forces, None), forces=forces).slope == pytest.approx(0.8)
 
 
 def test_nan_where_there_is_nothing_to_compare():
-    only_energy = measure(*map(list, zip(single(1.0, np.zeros((2, 3)), np.zeros(6), energy=0.0), strict=True)))
+    only_energy = of_single((1.0, np.zeros((2, 3)), np.zeros(6)), energy=0.0)
     assert only_energy.energy_mae == pytest.approx(500)
     for name in ("forces_mae", "forces_rmse", "stress_mae", "stress_rmse", "slope"):
         assert math.isnan(getattr(only_energy, name)), name
-    not_predicted = measure(*map(list, zip(single(1.0, None, None, forces=np.ones((2, 3))), strict=True)))
+    not_predicted = of_single((1.0, None, None), forces=np.ones((2, 3)))
     assert math.isnan(not_predicted.energy_mae)
     assert math.isnan(not_predicted.forces_mae)
     assert all(math.isnan(value) for value in ErrorSums(Loss()).errors().to_dict().values())

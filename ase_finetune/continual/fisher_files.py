@@ -105,7 +105,8 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
     except LOAD_ERRORS as error:
-        raise CheckpointError(f"{path} is not a readable file of tensors: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is not a readable file of tensors: {reason}") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path} does not hold a dictionary of tensors by parameter name")
     # Files written under DistributedDataParallel carry a prefix that belongs to the wrapper, not the model.

@@ -212,7 +212,8 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
         with safe_globals(numpy_globals):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except LOAD_ERRORS as error:
-        raise CheckpointError(f"{path} is not a readable SevenNet checkpoint: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is not a readable SevenNet checkpoint: {reason}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a SevenNet checkpoint: it holds a {type(content).__name__}")
     return content
