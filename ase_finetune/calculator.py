@@ -30,8 +30,9 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
     ----------
     model
         A name (``"7net-0"``, ``"mace-mpa-0"``, ...; see :func:`ase_finetune.list_models`), a folder
-        written by :meth:`save`, a SevenNet or MACE checkpoint, or a :class:`Potential`. A list of these
-        is an ensemble: results are means, and :attr:`spread` holds the standard deviations.
+        written by :meth:`save`, a SevenNet or MACE checkpoint, or a :class:`Potential`, which is shared and
+        stays on its device and in its dtype. A list of these is an ensemble: results are means, and
+        :attr:`spread` holds the standard deviations.
     device
         ``"auto"`` takes a GPU where there is one; otherwise a torch device name.
     dtype
@@ -86,12 +87,11 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         models = list(model) if isinstance(model, Sequence) and not isinstance(model, str) else [model]
         if not models:
             raise InputError("the list of models is empty")
-        self._device = resolve_device(device)
-        loaded = [
-            load_potential(m, head=head, device=self._device, dtype=resolve_dtype(dtype), trust_pickle=trust_pickle)
-            for m in models
-        ]
+        asked = {"device": resolve_device(device), "dtype": resolve_dtype(dtype)}
+        loaded = [load_potential(m, head=head, trust_pickle=trust_pickle, **asked) for m in models]
         self.potentials: list[Potential] = [potential for potential, _ in loaded]
+        _check_members(self.potentials, device, dtype)
+        self._device = self.potential.device
         #: Origin of the model: base model, configuration, versions, errors, reference offsets.
         self.metadata: dict[str, Any] = loaded[0][1]
         #: Epochs of the fine-tuning that made this calculator (empty otherwise).
@@ -103,7 +103,7 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         self.parameters.update(
             model=names[0] if len(names) == 1 else names,
             device=str(self._device),
-            dtype=dtype,
+            dtype=str(self.potential.dtype).removeprefix("torch."),
             head=self.potential.head,
             reference=reference,
             skin=skin,
@@ -126,6 +126,8 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         """Everything there is to know about ``atoms``, in one evaluation whatever is asked first."""
         super().calculate(atoms, list(properties), list(system_changes))
         structure = self.atoms
+        if structure is None:
+            raise InputError("there are no atoms to evaluate; give them as atoms.calc = calculator")
         self._check_elements(structure.numbers)
         edges = self._neighbors.update(structure)
         graph = AtomGraph.from_atoms(structure, self._neighbors.cutoff, dtype=self.potential.dtype, edges=edges)
@@ -231,6 +233,20 @@ def export_potential(potential: Potential, path: Path, *, overwrite: bool = Fals
     partial = path.with_name(path.name + ".part")
     potential.save_native(partial)
     partial.replace(path)
+
+
+def _check_members(potentials: Sequence[Potential], device: str, dtype: str) -> None:
+    """Refuse what was asked for and cannot be had of a given potential, and ensembles of mixed kinds."""
+    kinds = {f"{potential.dtype} on {potential.device}".removeprefix("torch.") for potential in potentials}
+    if len(kinds) > 1:
+        raise InputError(f"the members of an ensemble must be alike, these are {', '.join(sorted(kinds))}")
+    where, asked = potentials[0].device, resolve_device(device)
+    elsewhere = device != "auto" and (asked.type, asked.index or 0) != (where.type, where.index or 0)
+    if elsewhere or (dtype == "float64" and potentials[0].dtype != torch.float64):
+        raise InputError(
+            f"device={device!r}, dtype={dtype!r} was asked for, but the given potential is {kinds.pop()}; "
+            "move it there with .to() first"
+        )
 
 
 def _name(model: Model) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,9 +21,13 @@ from ase_finetune.potentials import list_models
 from ase_finetune.version import __version__
 
 
+# An abbreviated option would come to mean another one with the next option that is added.
+_Parser = functools.partial(ArgumentParser, allow_abbrev=False)
+
+
 def build_parser() -> ArgumentParser:
     """The parser; the options of ``fit`` are the fields of :class:`FinetuneConfig`."""
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="ase-finetune",
         version=__version__,
         description="Fine-tune pretrained interatomic potentials without forgetting the periodic table.",
@@ -37,7 +42,7 @@ def build_parser() -> ArgumentParser:
 
 
 def _fit_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Example: ase-finetune fit 7net-0 frames.extxyz --output runs/mine --epochs 20")
+    parser = _Parser(description="Example: ase-finetune fit 7net-0 frames.extxyz --output runs/mine --epochs 20")
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_argument("model", type=str, help="name, saved folder or checkpoint")
     parser.add_argument("train", type=str, help="labelled frames, any format ASE reads")
@@ -51,7 +56,7 @@ def _fit_parser() -> ArgumentParser:
 
 
 def _evaluate_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Example: ase-finetune evaluate runs/mine/model test.extxyz")
+    parser = _Parser(description="Example: ase-finetune evaluate runs/mine/model test.extxyz")
     parser.add_argument("model", type=str, help="name, saved folder or checkpoint")
     parser.add_argument("frames", type=str, nargs="+", help="files of labelled frames")
     _add_model_options(parser)
@@ -59,11 +64,11 @@ def _evaluate_parser() -> ArgumentParser:
 
 
 def _models_parser() -> ArgumentParser:
-    return ArgumentParser(description="Names, where they come from, licence and number of elements.")
+    return _Parser(description="Names, where they come from, licence and number of elements.")
 
 
 def _export_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Example: ase-finetune export runs/mine/model mine.pth")
+    parser = _Parser(description="Example: ase-finetune export runs/mine/model mine.pth")
     parser.add_argument("model", type=str, help="saved folder")
     parser.add_argument("path", type=str, help="file to write: .pth for SevenNet, .model for MACE")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")

@@ -82,6 +82,8 @@ def build_sevennet(seed: int = 0, **config: Any) -> SevenNetPotential:
         "_number_of_species": len(numbers),
         "_type_map": [[z, index] for index, z in enumerate(numbers)],
         "_normalize_sph": True,
+        "train_shift_scale": False,
+        "train_denominator": False,
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -151,7 +151,9 @@ def test_every_weight_scales_its_own_gradient(world, name):
     def of(loss):
         return gradient(loss(potential.predict(batch, create_graph=True), batch), potential)
 
-    single = Loss("mse", **{other: float(other == name) for other in ("energy_weight", "forces_weight", "stress_weight")})
+    single = Loss(
+        "mse", **{other: float(other == name) for other in ("energy_weight", "forces_weight", "stress_weight")}
+    )
     assert float(of(single).abs().max()) > 1e-4
     base = Loss("mse", energy_weight=1, forces_weight=1, stress_weight=1)
     change = of(replace(base, **{name: 3.0})) - of(base)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import functools
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -12,9 +12,9 @@ from typing import Any
 
 from ase_finetune.calculator import FinetunedCalculator, Model
 from ase_finetune.data import data_report
-from ase_finetune.errors import InputError, OutputExistsError
+from ase_finetune.errors import InputError, TrainingError
 from ase_finetune.finetuning.config import FinetuneConfig
-from ase_finetune.finetuning.history import Log, comparison_table, write_csv
+from ase_finetune.finetuning.history import Log, comparison_table
 from ase_finetune.finetuning.optimizing import freeze_parameters, parameter_table
 from ase_finetune.finetuning.preparing import (
     Frames,
@@ -25,9 +25,10 @@ from ase_finetune.finetuning.preparing import (
     replay_graphs,
     shift_labels,
 )
+from ase_finetune.finetuning.run_folder import RunFolder
 from ase_finetune.finetuning.training import Sets, Trainer
 from ase_finetune.metrics import Errors, evaluate
-from ase_finetune.potentials import load_potential
+from ase_finetune.potentials import Potential, load_potential
 from ase_finetune.potentials.devices import resolve_device, resolve_dtype
 from ase_finetune.potentials.storage import potential_hash
 from ase_finetune.version import __version__
@@ -92,25 +93,33 @@ def finetune(
     if config is not None and options:
         raise InputError(f"give either config or single options, not both (got {', '.join(options)})")
     config = config or FinetuneConfig.from_options(options)
-    folder = None if output is None else claim_output(Path(output))
+    folder = None if output is None else RunFolder(Path(output))
     log = Log(verbose)
     potential, base = _load(model, head, config)
     metadata = _describe_base(model, potential, base, config)
-    trainer, results = _train(potential, (train, valid, replay), config, log, metadata)
-    metadata["errors"] = results
+    trainer = _prepare(potential, (train, valid, replay), config, log, metadata)
+    if folder is not None:
+        folder.write_metadata(metadata)
+        trainer.on_epoch = functools.partial(folder.write_epoch, metadata=metadata, log=log)
+    try:
+        trainer.fit()
+    except TrainingError as error:
+        kept = "" if folder is None or not folder.model.exists() else f"; the best model so far is in {folder.model}"
+        raise TrainingError(f"{error}{kept}") from error
+    metadata["errors"] = _conclude(trainer, log)
     calculator = FinetunedCalculator(potential, device=str(potential.device), dtype=config.dtype)
     calculator.history, calculator.metadata = trainer.rows, metadata
     if folder is not None:
-        _write(folder, calculator)
-        calculator.parameters["model"] = str(folder / "model")
-        log(f"written to {folder}: model, history.csv, run.json, log.txt")
-        (folder / "log.txt").write_text("\n".join(log.lines) + "\n", encoding="utf-8")
+        calculator.parameters["model"] = str(folder.model)
+        log(f"written to {folder.path}: model, history.csv, run.json, log.txt")
+        folder.write_result(potential, metadata, log)
     return calculator
 
 
-def _train(
-    potential: Any, sources: tuple[Frames, Any, Any], config: FinetuneConfig, log: Log, metadata: dict[str, Any]
-) -> tuple[Trainer, dict[str, Any]]:
+def _prepare(
+    potential: Potential, sources: tuple[Frames, Any, Any], config: FinetuneConfig, log: Log, metadata: dict[str, Any]
+) -> Trainer:
+    """Everything before step 1, told and entered into the metadata."""
     train, valid, how = read_target(sources[0], sources[1], config)
     named = {"train": train} | ({} if valid is None else {"valid": valid})
     replay, monitor, replay_digest = replay_graphs(potential, sources[2], config, log)
@@ -141,9 +150,7 @@ def _train(
         replay if config.uses_replay else [],
         monitor,
     )
-    trainer = Trainer(potential, sets, config, penalty, log)
-    trainer.fit()
-    return trainer, _conclude(trainer, log)
+    return Trainer(potential, sets, config, penalty, log)
 
 
 def _conclude(trainer: Trainer, log: Log) -> dict[str, Any]:
@@ -167,29 +174,7 @@ def _conclude(trainer: Trainer, log: Log) -> dict[str, Any]:
     }
 
 
-def claim_output(folder: Path) -> Path:
-    """Make the output folder, or refuse one that holds something.
-
-    Raises
-    ------
-    OutputExistsError
-        If the folder exists and is not empty, or is a file.
-    InputError
-        If it cannot be written.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputExistsError(f"{folder} exists and is not empty; choose another output folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"output folder {folder} cannot be written: {error.strerror}") from error
-    return folder
-
-
-def _load(model: Model, head: str | None, config: FinetuneConfig) -> tuple[Any, dict[str, Any]]:
+def _load(model: Model, head: str | None, config: FinetuneConfig) -> tuple[Potential, dict[str, Any]]:
     device, dtype = resolve_device(config.device), resolve_dtype(config.dtype)
     potential, base = load_potential(model, head=head, device=device, dtype=dtype, trust_pickle=config.trust_pickle)
     if potential is model:
@@ -197,10 +182,8 @@ def _load(model: Model, head: str | None, config: FinetuneConfig) -> tuple[Any, 
     return potential, base
 
 
-def _describe_base(model: Model, potential: Any, base: dict[str, Any], config: FinetuneConfig) -> dict[str, Any]:
-    name = (
-        f"a {potential.backend} potential" if potential.__class__.__module__ == type(model).__module__ else str(model)
-    )
+def _describe_base(model: Model, potential: Potential, base: dict[str, Any], config: FinetuneConfig) -> dict[str, Any]:
+    name = f"a {model.backend} potential" if isinstance(model, Potential) else str(model)
     packages = {}
     for package in ("ase", "torch", "numpy", "sevenn", "mace-torch", "e3nn"):
         try:
@@ -215,9 +198,3 @@ def _describe_base(model: Model, potential: Any, base: dict[str, Any], config: F
         "config": config.to_dict(),
         "versions": {"ase_finetune": __version__, "python": platform.python_version(), **packages},
     }
-
-
-def _write(folder: Path, calculator: FinetunedCalculator) -> None:
-    calculator.save(folder / "model")
-    write_csv(calculator.history, folder / "history.csv")
-    (folder / "run.json").write_text(json.dumps(calculator.metadata, indent=1), encoding="utf-8")

@@ -94,6 +94,7 @@ def comparison_table(before: Mapping[str, Errors], after: Mapping[str, Errors]) 
             if math.isnan(old) or math.isnan(new):
                 continue
             digits = 3 if measure == "slope" else 2
-            change = f"{100 * (new / old - 1):+8.1f}%" if old else f"{'':>9s}"
+            # Errors on the model's own labels start at rounding noise, which is no measure for a change.
+            change = f"{100 * (new / old - 1):+8.1f}%" if round(old, digits) else f"{'':>9s}"
             lines.append(f"  {name:12s}{title:24s}{old:10.{digits}f}{new:10.{digits}f}{change}")
     return "\n".join(lines)

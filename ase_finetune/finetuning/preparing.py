@@ -117,7 +117,7 @@ def shift_labels(graphs: Sequence[AtomGraph], offsets: ReferenceOffsets) -> list
         assert graph.energy is not None
         assert graph.energy_mask is not None
         offset = offsets.energy(graph.numbers.tolist())
-        shifted.append(graph.replace(energy=graph.energy + offset * graph.energy_mask))
+        shifted.append(graph.replace(energy=graph.energy + offset * graph.energy_mask.to(graph.energy)))
     return shifted
 
 

@@ -61,6 +61,8 @@ class Trainer:
         self.penalty = penalty
         self.log = log
         self.rows: list[dict[str, Any]] = []
+        #: Called with the trainer after every epoch, for example to write files.
+        self.on_epoch: Callable[[Trainer], None] | None = None
         self.initial: dict[str, Errors | None] = {}
         self._generator = torch.Generator().manual_seed(config.seed)
         parameters = [parameter for _, parameter in potential.native_parameters(trainable_only=True)]
@@ -108,12 +110,14 @@ class Trainer:
             for first in range(0, len(order), self.config.batch_size):
                 self._iteration(order[first : first + self.config.batch_size], sums)
                 bar.update()
-        errors = {"train": sums.errors(), **self._errors(self._evaluated)}
+        errors = {"train": sums.errors(), **self._errors(self.evaluated)}
         best = self._keep_if_best(epoch, errors)
         penalty = self.penalty.value() if self.penalty is not None else 0.0
         seconds = time.perf_counter() - start
         self.rows.append(epoch_row(epoch, errors, learning_rate=rate, penalty=penalty, seconds=seconds, best=best))
         self.log(epoch_line(self.rows[-1], best))
+        if self.on_epoch is not None:
+            self.on_epoch(self)
 
     def _iteration(self, indices: list[int], sums: ErrorSums) -> None:
         """One target batch and, with replay, one replay batch."""
@@ -169,7 +173,7 @@ class Trainer:
                 yield order[first : first + size]
 
     @property
-    def _evaluated(self) -> Potential:
+    def evaluated(self) -> Potential:
         """The potential that is judged and kept: the moving average where there is one."""
         return self.potential if self._average is None else cast("Potential", self._average.module)
 
@@ -190,7 +194,7 @@ class Trainer:
             return False
         self._best_score = self._best_score if score is None else score
         self._best_epoch = epoch
-        source = self._evaluated if epoch else self.potential
+        source = self.evaluated if epoch else self.potential
         self._best_weights = {name: p.detach().clone() for name, p in source.native_parameters()}
         return True
 

@@ -26,6 +26,7 @@ from ase_finetune.errors import (
 )
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.catalog import CATALOG, Availability, ModelInfo
+from ase_finetune.potentials.imports import LOAD_ERRORS
 from ase_finetune.potentials.mace import MACEPotential
 from ase_finetune.potentials.sevennet import SevenNetPotential
 from ase_finetune.potentials.storage import CONFIG_FILE, load_potential_dir
@@ -80,7 +81,7 @@ def locate_model(name: str, download: bool = True) -> Path:
     by_hand = f"to use it without a network, download {info.url} elsewhere and copy it to {target}"
     if not download:
         raise ModelNotAvailableError(f"{info.name} has not been downloaded yet; {by_hand}")
-    print(f"Downloading {info.name} from {info.url} to {target} (licence: {info.licence})", file=sys.stderr)  # noqa: T201
+    sys.stderr.write(f"Downloading {info.name} from {info.url} to {target} (licence: {info.licence})\n")
     try:
         _download(info.url, target)
     except (OSError, http.client.HTTPException) as error:
@@ -186,7 +187,7 @@ def _load_sevennet(path: Path, head: str | None) -> Potential:
         return SevenNetPotential.from_checkpoint(path, head)
     except FinetuneError:
         raise
-    except Exception as error:  # whatever an older sevenn raises at options it does not know
+    except (AssertionError, *LOAD_ERRORS) as error:  # an older sevenn at options it does not know
         raise CheckpointError(
             f"the installed sevenn cannot build the model of {path} ({error}); it may need another version of sevenn"
         ) from error

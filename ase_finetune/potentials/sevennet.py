@@ -82,6 +82,15 @@ class SevenNetPotential(Potential):
         sequential: Any = native
         sequential.set_is_batch_data(True)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """After a copy or a pickle: keep what copying made of e3nn's constants out of saved files."""
+        super().__setstate__(state)
+        for module in self.native.modules():
+            # torch.fx turns constants of generated code into buffers when it copies a module (e3nn >= 0.5).
+            if isinstance(module, torch.fx.GraphModule):
+                constants = {name for name in module._buffers if name.startswith("_tensor_constant")}
+                module._non_persistent_buffers_set.update(constants)
+
     @classmethod
     def from_checkpoint(cls, path: Path, head: str | None = None) -> SevenNetPotential:
         """Load a SevenNet checkpoint (``.pth``) without executing code from it.

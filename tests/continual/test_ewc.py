@@ -30,9 +30,7 @@ def large():
 
     def random():
         shapes = {"one": (7,), "two": (3, 4), "three": (2, 3, 4), "scalar": ()}
-        return {
-            name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()
-        }
+        return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
 
     parameters = {name: nn.Parameter(value) for name, value in random().items()}
     return parameters, FisherInformation({name: value.square() for name, value in random().items()}), random()
@@ -118,7 +116,9 @@ def test_known_may_be_used_up(named, fisher):
 
 def test_float32_parameters_take_a_float64_fisher(fisher):
     parameters = {"a": nn.Parameter(torch.ones(2)), "b.c": nn.Parameter(torch.ones(1, 1))}
-    penalty = EWCPenalty(parameters.items(), fisher, 1.0, anchor={n: torch.zeros_like(p) for n, p in parameters.items()})
+    penalty = EWCPenalty(
+        parameters.items(), fisher, 1.0, anchor={n: torch.zeros_like(p) for n, p in parameters.items()}
+    )
     penalty.add_gradient()
     assert parameters["a"].grad.dtype == torch.float32
     assert parameters["a"].grad.tolist() == [0.5, 4.0]

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from ase_finetune import FinetuneConfig, Loss
+from ase_finetune.errors import InputError
+
+EVERYTHING = {
+    "method": "ewc",
+    "epochs": 3,
+    "batch_size": 2,
+    "max_edges": 500,
+    "learning_rate": 1e-3,
+    "loss": {"kind": "mse", "forces_weight": 2.0},
+    "optimizer": "adamw",
+    "weight_decay": 0.1,
+    "schedule": "constant",
+    "warmup": 0.2,
+    "clip_norm": None,
+    "ema_decay": 0.99,
+    "early_stopping": 5,
+    "freeze": ["a.*", "b"],
+    "reference": "shift",
+    "replay_labels": "pseudo",
+    "replay_size": 10,
+    "replay_batch_size": 3,
+    "replay_schedule": "joint",
+    "replay_weight": 0.5,
+    "monitor_size": 4,
+    "fisher": "fisher.pt",
+    "fisher_size": 7,
+    "fisher_draws": 2,
+    "fisher_normalize": False,
+    "fisher_anchor": "anchor.pt",
+    "ewc_lambda": 3.0,
+    "group_by": "run",
+    "energy_key": "e",
+    "forces_key": "f",
+    "stress_key": "s",
+    "seed": 4,
+    "device": "cpu",
+    "dtype": "float64",
+    "trust_pickle": True,
+}
+
+
+def test_every_option_is_tried_here():
+    defaults = FinetuneConfig()
+    assert set(EVERYTHING) == {item.name for item in fields(FinetuneConfig)}
+    config = FinetuneConfig.from_options(EVERYTHING)
+    for name in EVERYTHING:
+        assert getattr(config, name) != getattr(defaults, name), name
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING])
+def test_round_trip(options):
+    config = FinetuneConfig.from_options(options)
+    written = json.loads(json.dumps(config.to_dict()))
+    assert FinetuneConfig.from_options(written) == config
+    assert set(written) == set(EVERYTHING)
+
+
+@pytest.mark.parametrize("patterns", [["a", "b*"], ("a", "b*"), iter(["a", "b*"])])
+def test_patterns_are_equal_however_given(patterns):
+    assert FinetuneConfig(freeze=patterns) == FinetuneConfig(freeze=("a", "b*"))
+    assert FinetuneConfig(freeze=("a", "b*")).to_dict()["freeze"] == ["a", "b*"]
+
+
+@pytest.mark.parametrize("loss", ["mse", {"kind": "mse"}, Loss("mse")])
+def test_loss_by_name_dictionary_or_object(loss):
+    assert FinetuneConfig.from_options({"loss": loss}).loss == Loss("mse")
+
+
+def test_options_are_not_changed():
+    options = {"loss": "l1"}
+    FinetuneConfig.from_options(options)
+    assert options == {"loss": "l1"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rat": 1}, "unknown option 'learning_rat'; did you mean 'learning_rate'"),
+        ({"lambda_ewc": 1}, "unknown option 'lambda_ewc'; did you mean 'ewc_lambda'"),
+        ({"batchsize": 1}, "did you mean 'batch_size'"),
+        ({"qqqq": 1}, "unknown option 'qqqq'; did you mean another"),
+        ({"loss": {"kin": "mse"}}, "unknown option 'kin' of loss; did you mean 'kind'"),
+        ({"loss": "hubert"}, "loss 'hubert' is not known"),
+        ({"loss": {"huber_delta": -1}}, "huber_delta must be positive"),
+        ({"method": "rewc"}, "method='rewc' is not known; use one of naive, replay, ewc, reewc"),
+        ({"optimizer": "sgd"}, "optimizer='sgd' is not known; use one of adam, adamw"),
+        ({"schedule": "linear"}, "schedule='linear' is not known"),
+        ({"reference": "refit"}, "reference='refit' is not known; use one of align, shift, none"),
+        ({"replay_labels": "own"}, "replay_labels='own' is not known"),
+        ({"replay_schedule": "both"}, "replay_schedule='both' is not known; use one of alternate, joint"),
+        ({"epochs": 0}, "epochs must be positive, got 0"),
+        ({"batch_size": -1}, "batch_size must be positive, got -1"),
+        ({"max_edges": 0}, "max_edges must be positive"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive"),
+        ({"early_stopping": 0}, "early_stopping must be positive"),
+        ({"replay_size": 0}, "replay_size must be positive"),
+        ({"replay_batch_size": 0}, "replay_batch_size must be positive"),
+        ({"fisher_size": 0}, "fisher_size must be positive"),
+        ({"fisher_draws": 0}, "fisher_draws must be positive"),
+        ({"warmup": 1.0}, "warmup is a fraction of the steps between 0 and 1, got 1"),
+        ({"warmup": -0.1}, "warmup is a fraction"),
+        ({"ema_decay": 1.0}, "ema_decay must lie between 0 and 1, got 1"),
+        ({"ewc_lambda": -1.0}, "ewc_lambda must be a finite number that is not negative, got -1"),
+        ({"ewc_lambda": float("inf")}, "ewc_lambda must be a finite number"),
+        ({"replay_weight": -1.0}, "replay_weight"),
+        ({"monitor_size": -1}, "monitor_size"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+        ({"freeze": "shift"}, "freeze takes a list of patterns, got the string 'shift'"),
+    ],
+)
+def test_invalid_values_name_the_option(options, message):
+    with pytest.raises(InputError, match=message):
+        FinetuneConfig.from_options(options)
+
+
+@pytest.mark.parametrize(
+    ("method", "replay", "ewc"),
+    [("naive", False, False), ("replay", True, False), ("ewc", False, True), ("reewc", True, True)],
+)
+def test_what_methods_use(method, replay, ewc):
+    config = FinetuneConfig(method=method)
+    assert (config.uses_replay, config.uses_ewc) == (replay, ewc)
+
+
+def test_no_weight_decay_by_default():
+    assert FinetuneConfig().weight_decay == 0.0

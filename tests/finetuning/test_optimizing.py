@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ase_finetune import FinetuneConfig
+from ase_finetune.continual import EWCPenalty, FisherInformation
+from ase_finetune.errors import InputError, TrainingError
+from ase_finetune.finetuning.optimizing import (
+    Updater,
+    build_optimizer,
+    build_schedule,
+    freeze_parameters,
+    parameter_table,
+)
+from tests import morse
+
+START = [1.0, -2.0]
+
+
+@pytest.fixture
+def theta():
+    return nn.Parameter(torch.tensor(START, dtype=torch.float64))
+
+
+def quadratic(theta, target, scale=1.0):
+    """A piece of a loss, scale/2 |theta - target|^2, whose gradient is scale * (theta - target)."""
+    return lambda: 0.5 * scale * (theta - torch.tensor(target, dtype=torch.float64)).square().sum()
+
+
+def updater(theta, rate=0.1, strength=None, **options):
+    penalty = None
+    if strength is not None:
+        fisher = FisherInformation({"theta": torch.tensor([1.0, 3.0])})
+        penalty = EWCPenalty([("theta", theta)], fisher, strength, anchor={"theta": torch.tensor([0.0, 1.0])})
+    return Updater(torch.optim.SGD([theta], lr=rate), penalty, **options)
+
+
+def test_one_update_by_hand(theta):
+    value = updater(theta).update([quadratic(theta, [0.0, 0.0])])
+    assert value == pytest.approx(2.5)
+    assert theta.tolist() == pytest.approx([0.9, -1.8])
+
+
+def test_alternate_is_two_independent_updates(theta):
+    """The second gradient is taken where the first step ended, and holds nothing of the first gradient."""
+    steps = updater(theta)
+    steps.update([quadratic(theta, [0.0, 0.0])])
+    steps.update([quadratic(theta, [3.0, 3.0], scale=2.0)])
+    # (0.9, -1.8), then minus 0.1 * 2 * (theta - 3)
+    assert theta.tolist() == pytest.approx([0.9 + 0.2 * 2.1, -1.8 + 0.2 * 4.8], rel=1e-12)
+
+
+def test_joint_is_one_update_on_the_sum(theta):
+    value = updater(theta).update([quadratic(theta, [0.0, 0.0]), quadratic(theta, [3.0, 3.0], scale=2.0)])
+    assert value == pytest.approx(2.5 + 4 + 25)
+    assert theta.tolist() == pytest.approx([1 - 0.1 * (1 + 2 * -2), -2 - 0.1 * (-2 + 2 * -5)], rel=1e-12)
+
+
+def test_alternate_has_the_penalty_in_both_updates(theta):
+    steps = updater(theta, strength=2.0)
+    steps.update([quadratic(theta, [0.0, 0.0])])
+    # penalty gradient: 2 * F * (theta - anchor) = 2 * (1 * 1, 3 * -3)
+    first = [1 - 0.1 * (1 + 2), -2 - 0.1 * (-2 - 18)]
+    assert theta.tolist() == pytest.approx(first, rel=1e-12)
+    steps.update([quadratic(theta, [3.0, 3.0])])
+    second = [first[0] - 0.1 * (first[0] - 3 + 2 * first[0]), first[1] - 0.1 * (first[1] - 3 + 6 * (first[1] - 1))]
+    assert theta.tolist() == pytest.approx(second, rel=1e-12)
+
+
+def test_joint_has_the_penalty_once(theta):
+    updater(theta, strength=2.0).update([quadratic(theta, [0.0, 0.0]), quadratic(theta, [3.0, 3.0])])
+    expected = [1 - 0.1 * (1 - 2 + 2), -2 - 0.1 * (-2 - 5 - 18)]
+    assert theta.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_value_is_the_loss_without_the_penalty(theta):
+    assert updater(theta, strength=100.0).update([quadratic(theta, [0.0, 0.0])]) == pytest.approx(2.5)
+
+
+def test_old_gradients_do_not_count(theta):
+    theta.grad = torch.full_like(theta, 1e6)
+    updater(theta).update([quadratic(theta, [0.0, 0.0])])
+    assert theta.tolist() == pytest.approx([0.9, -1.8])
+
+
+def test_clipping(theta):
+    updater(theta, clip_norm=0.5).update([quadratic(theta, [0.0, 0.0])])
+    length = math.sqrt(5)
+    assert theta.tolist() == pytest.approx([1 - 0.1 * 0.5 / length, -2 + 0.1 * 0.5 * 2 / length], rel=1e-5)
+
+
+def test_clipping_leaves_small_gradients(theta):
+    updater(theta, clip_norm=2.3).update([quadratic(theta, [0.0, 0.0])])
+    assert theta.tolist() == pytest.approx([0.9, -1.8], rel=1e-12)
+
+
+def test_clipping_includes_the_penalty(theta):
+    updater(theta, rate=1.0, strength=1e6, clip_norm=0.5).update([quadratic(theta, [0.0, 0.0])])
+    moved = theta.detach() - torch.tensor(START, dtype=torch.float64)
+    assert float(moved.norm()) == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("position", [0, 1])
+def test_loss_that_is_not_finite(theta, bad, position):
+    pieces = [quadratic(theta, [0.0, 0.0])] * 2
+    pieces[position] = lambda: bad * theta.sum()
+    with pytest.raises(TrainingError, match="the loss is"):
+        updater(theta, strength=1.0).update(pieces)
+    assert theta.tolist() == START
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_optimizers(theta, name, kind):
+    optimizer = build_optimizer([theta], FinetuneConfig(optimizer=name, learning_rate=0.02, weight_decay=0.3))
+    assert type(optimizer) is kind
+    assert optimizer.param_groups[0]["lr"] == 0.02
+    assert optimizer.param_groups[0]["weight_decay"] == 0.3
+
+
+def rates(theta, steps, **options):
+    optimizer = torch.optim.SGD([theta], lr=2.0)
+    schedule = build_schedule(optimizer, FinetuneConfig(**options), steps)
+    found = []
+    for _ in range(steps):
+        found.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_cosine_schedule(theta):
+    found = rates(theta, 100, warmup=0.1)
+    # ten steps of warm-up: 1/11 ... 10/11 of the peak, then half a cosine over the other ninety
+    assert found[:10] == pytest.approx([2 * (step + 1) / 11 for step in range(10)])
+    assert found[10] == pytest.approx(2.0)
+    assert found[55] == pytest.approx(1.0)
+    assert found[99] == pytest.approx(1 + math.cos(math.pi * 89 / 90))
+    assert 0 < found[99] < 1e-3
+    assert max(found) == pytest.approx(2.0)
+
+
+def test_constant_schedule(theta):
+    found = rates(theta, 20, warmup=0.2, schedule="constant")
+    assert found[:4] == pytest.approx([0.4, 0.8, 1.2, 1.6])
+    assert found[4:] == [2.0] * 16
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_short_runs(theta, steps):
+    assert all(0 < rate <= 2 for rate in rates(theta, steps, warmup=0.5))
+    assert rates(theta, steps, warmup=0.0)[0] == 2.0
+
+
+def test_freeze():
+    potential = morse.pretrained()
+    assert freeze_parameters(potential, ["d*", "shift", "*t"]) == ["depth", "distance", "shift"]
+    trainable = [name for name, _ in potential.native_parameters(trainable_only=True)]
+    assert trainable == ["width"]
+
+
+def test_freeze_nothing():
+    potential = morse.pretrained()
+    assert freeze_parameters(potential, []) == []
+    assert all(parameter.requires_grad for parameter in potential.parameters())
+
+
+def test_freeze_pattern_that_matches_nothing():
+    potential = morse.pretrained()
+    with pytest.raises(InputError, match="freeze pattern 'dept' matches no parameter; names look like 'depth'"):
+        freeze_parameters(potential, ["shift", "dept"])
+
+
+def test_freeze_everything():
+    with pytest.raises(InputError, match="every parameter is frozen"):
+        freeze_parameters(morse.pretrained(), ["*"])
+
+
+def test_parameter_table():
+    potential = morse.pretrained()
+    freeze_parameters(potential, ["shift"])
+    rows = {line.split()[0]: line.split()[1:] for line in parameter_table(potential).splitlines()[1:]}
+    assert rows == {
+        "depth": ["2", "0"],
+        "width": ["2", "0"],
+        "distance": ["2", "0"],
+        "shift": ["0", "2"],
+        "all": ["6", "2"],
+    }
