@@ -35,6 +35,3 @@ def __getattr__(name: str) -> Any:
     plugin = CalculatorPlugin(NAME, citation=CITATION, implementation="ase_finetune.calculator.FinetunedCalculator")
     # The import above may have come back here: the first plugin made is the one to keep.
     return globals().setdefault(name, frozenset({plugin}))
-
-
-register()

@@ -87,8 +87,8 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         models = list(model) if isinstance(model, Sequence) and not isinstance(model, str) else [model]
         if not models:
             raise InputError("the list of models is empty")
-        asked = {"device": resolve_device(device), "dtype": resolve_dtype(dtype)}
-        loaded = [load_potential(m, head=head, trust_pickle=trust_pickle, **asked) for m in models]
+        where, kind = resolve_device(device), resolve_dtype(dtype)
+        loaded = [load_potential(m, head=head, device=where, dtype=kind, trust_pickle=trust_pickle) for m in models]
         self.potentials: list[Potential] = [potential for potential, _ in loaded]
         _check_members(self.potentials, device, dtype)
         self._device = self.potential.device

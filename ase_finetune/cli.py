@@ -20,7 +20,6 @@ from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.potentials import list_models
 from ase_finetune.version import __version__
 
-
 # An abbreviated option would come to mean another one with the next option that is added.
 _Parser = functools.partial(ArgumentParser, allow_abbrev=False)
 

@@ -15,7 +15,6 @@ from ase import units
 from ase.calculators.calculator import Calculator
 from ase.io import read
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
 from ase_finetune import FinetunedCalculator
 
@@ -29,9 +28,13 @@ def main(calculator: Calculator, output: str | Path = "runs/md", femtoseconds: i
     atoms = read(DATA / "lips_valid.extxyz", index=0)
     atoms.calc = calculator
     random = np.random.default_rng(0)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=600, rng=random)
+    # Maxwell-Boltzmann; ASE's own function for it changed its name with 3.29.
+    scale = np.sqrt(units.kB * 600 * atoms.get_masses()[:, None])
+    atoms.set_momenta(scale * random.normal(size=(len(atoms), 3)))
     files = {"trajectory": str(folder / "md.traj"), "logfile": str(folder / "md.log")}
-    dynamics = Langevin(atoms, 1 * units.fs, temperature_K=600, friction=0.01 / units.fs, rng=random, **files)
+    dynamics = Langevin(
+        atoms, 1 * units.fs, temperature_K=600, friction=0.01 / units.fs, fixcm=False, rng=random, **files
+    )
     temperatures: list[float] = []
     dynamics.attach(lambda: temperatures.append(atoms.get_temperature()))
     dynamics.run(femtoseconds)

@@ -126,7 +126,8 @@ def _prepare(
     replay_elements = {int(z) for graph in replay for z in graph.numbers} or None
     log(data_report(named, replay_elements))
     log(f"split: {how}")
-    train, valid, offsets = check_and_align(potential, train, valid, config, log)
+    target = check_and_align(potential, train, valid, config, log)
+    offsets = target.offsets
     if offsets is not None and config.reference == "shift":
         replay, monitor = shift_labels(replay, offsets), shift_labels(monitor, offsets)
     frozen = freeze_parameters(potential, config.freeze)
@@ -145,10 +146,11 @@ def _prepare(
         name = "reference_offsets" if config.reference == "align" else "shifted_by"
         metadata[name] = offsets.to_dict()["offsets"]
     sets = Sets(
-        labelled_graphs(potential, train),
-        [] if valid is None else labelled_graphs(potential, valid),
+        labelled_graphs(potential, target.train),
+        [] if target.valid is None else labelled_graphs(potential, target.valid),
         replay if config.uses_replay else [],
         monitor,
+        target.untouched,
     )
     return Trainer(potential, sets, config, penalty, log)
 
@@ -161,12 +163,12 @@ def _conclude(trainer: Trainer, log: Log) -> dict[str, Any]:
     log(f"best epoch: {trainer.best_epoch}")
     sets = {"valid": trainer.sets.valid, "replay": trainer.sets.monitor}
     after: dict[str, Errors] = {}
-    for name in before:
-        errors = evaluate(trainer.potential, sets[name], trainer.config.loss)
-        assert errors is not None
-        after[name] = errors
-    if before:
-        log(comparison_table(before, after))
+    for name, graphs in sets.items():
+        errors = evaluate(trainer.potential, graphs, trainer.config.loss)
+        if errors is not None:
+            after[name] = errors
+    if after:
+        log(comparison_table({name: before[name] for name in after}, after))
     return {
         "best_epoch": trainer.best_epoch,
         "before": {name: errors.to_dict() for name, errors in before.items()},

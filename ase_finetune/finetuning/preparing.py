@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from ase_finetune.errors import CheckpointError, DataError, InputError
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.history import Log
 from ase_finetune.graphs import AtomGraph
+from ase_finetune.metrics import Errors, measure
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.batched import predict_many
 
@@ -79,9 +80,18 @@ def labelled_graphs(potential: Potential, frames: FrameSet) -> list[AtomGraph]:
     return frames.graphs(potential.cutoff, potential.dtype)
 
 
+class Target(NamedTuple):
+    """Frames to train on, the offsets between them and the model, and the untouched model's errors on them."""
+
+    train: FrameSet
+    valid: FrameSet | None
+    offsets: ReferenceOffsets | None
+    untouched: Errors
+
+
 def check_and_align(
     potential: Potential, train: FrameSet, valid: FrameSet | None, config: FinetuneConfig, log: Log
-) -> tuple[FrameSet, FrameSet | None, ReferenceOffsets | None]:
+) -> Target:
     """Compare the labels with the pretrained model, and bring energies to its reference, or it to theirs.
 
     Raises
@@ -100,14 +110,16 @@ def check_and_align(
         log(f"note: {note}")
     if config.reference == "none" or not train.num_labels["energy"]:
         log("reference energies: raw labels are trained on")
-        return train, valid, None
+        return Target(train, valid, None, measure(predictions, graphs, config.loss))
     offsets = fit_reference(train, energies)
     log(f"reference energies: {offsets.describe()}")
+    aligned = align(train, offsets)
+    errors = measure(predictions, labelled_graphs(potential, aligned), config.loss)
     if config.reference == "shift":
         potential.shift_energies(dict(offsets.offsets))
         log("the model's own per-element energies were moved by these offsets")
-        return train, valid, offsets
-    return align(train, offsets), None if valid is None else align(valid, offsets), offsets
+        return Target(train, valid, offsets, errors)
+    return Target(aligned, None if valid is None else align(valid, offsets), offsets, errors)
 
 
 def shift_labels(graphs: Sequence[AtomGraph], offsets: ReferenceOffsets) -> list[AtomGraph]:
@@ -139,9 +151,11 @@ def replay_graphs(
     usable = [index for index, frame in enumerate(frames) if known.issuperset(frame.atoms.numbers.tolist())]
     if len(usable) < len(frames):
         log(f"replay: {len(frames) - len(usable)} of {len(frames)} structures hold elements the model does not know")
-    frames = frames.select(usable[: config.replay_size + config.monitor_size])
-    if len(frames) < 2:
-        raise DataError(f"replay has {len(frames)} usable structures; at least 2 are needed")
+    usable = usable[: config.replay_size + config.monitor_size]
+    if len(usable) < 2:
+        raise DataError(f"replay has {len(usable)} usable structures; at least 2 are needed")
+    trained, watching = _roles(len(usable), config)
+    frames = frames.select([usable[index] for index in (*trained, *watching)])
     has_labels = any(frames.num_labels.values())
     if config.replay_labels == "data" and not has_labels:
         raise DataError("replay_labels='data', but the replay structures carry no labels")
@@ -158,11 +172,19 @@ def replay_graphs(
         with log.bar(len(graphs), "pretrained model on replay") as bar:
             graphs = pseudo_label(potential, graphs, cache=_cache_folder(), on_structure=bar.update)
         log(f"replay: {len(graphs)} structures labelled by the pretrained model")
-    # Every k-th structure watches: the embedded ones are ordered by diversity, so both parts stay diverse.
-    count = min(config.monitor_size, len(graphs) // 2)
-    watching = set(np.linspace(0, len(graphs) - 1, count).round().astype(int).tolist()) if count else set()
-    trained = [graph for index, graph in enumerate(graphs) if index not in watching]
-    return trained, [graphs[index] for index in sorted(watching)], frames.digest()
+    return graphs[: len(trained)], graphs[len(trained) :], frames.digest()
+
+
+def _roles(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
+    """Which of ``count`` replay structures the method uses, and which only watch forgetting.
+
+    Every k-th one watches, whatever the method, so that methods can be compared. The embedded structures
+    are ordered by diversity, so both parts stay diverse.
+    """
+    watching = np.linspace(0, count - 1, min(config.monitor_size, count // 2)).round().astype(int).tolist()
+    others = [index for index in range(count) if index not in set(watching)]
+    used = config.replay_size if config.uses_replay else config.fisher_size if config.uses_ewc else 0
+    return others[:used], watching
 
 
 def build_penalty(

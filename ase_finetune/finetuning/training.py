@@ -27,12 +27,16 @@ from ase_finetune.potentials.batched import batches_by_edges
 
 @dataclass(frozen=True)
 class Sets:
-    """Labelled graphs of a run; ``replay`` is trained on, ``monitor`` is held out from it."""
+    """Labelled graphs of a run; ``replay`` is trained on, ``monitor`` is held out from it.
+
+    ``untouched`` are the errors of the potential on ``train`` before training, where they are known.
+    """
 
     train: list[AtomGraph]
     valid: list[AtomGraph]
     replay: list[AtomGraph]
     monitor: list[AtomGraph]
+    untouched: Errors | None = None
 
 
 class Trainer:
@@ -90,9 +94,10 @@ class Trainer:
         TrainingError
             If a loss is not finite; the best weights so far are kept and the frames are named.
         """
-        self.initial = self._errors(self.potential)
+        self.initial = {"train": self.sets.untouched, **self._errors(self.potential)}
         self._keep_if_best(0, self.initial)
         self.log(header_line())
+        self.log(epoch_line(epoch_row(0, self.initial, learning_rate=0.0, penalty=0.0, seconds=0.0), best=True))
         try:
             for epoch in range(1, self.config.epochs + 1):
                 self._epoch(epoch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,7 +85,7 @@ class SevenNetPotential(Potential):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """After a copy or a pickle: keep what copying made of e3nn's constants out of saved files."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         for module in self.native.modules():
             # torch.fx turns constants of generated code into buffers when it copies a module (e3nn >= 0.5).
             if isinstance(module, torch.fx.GraphModule):
@@ -208,12 +209,22 @@ def _cast_floats(data: dict[str, Tensor], dtype: torch.dtype) -> None:
             data[key] = value.to(dtype)
 
 
+def _renamed(function: Callable[..., Any], module: str) -> Callable[..., Any]:
+    """The function under the module name that pickles of older or newer numpy call it by."""
+
+    def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    call.__module__, call.__name__, call.__qualname__ = module, function.__name__, function.__name__
+    return call
+
+
 def _load_checkpoint(path: Path) -> dict[str, Any]:
     multiarray: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
     dtypes = [getattr(np.dtypes, name) for name in ("Float32DType", "Float64DType", "Int64DType")]
     numpy_globals = [np.ndarray, np.dtype, *dtypes]
     numpy_globals += [
-        (getattr(multiarray, function), f"{module}.{function}")
+        _renamed(getattr(multiarray, function), module)
         for function in ("_reconstruct", "scalar")
         for module in ("numpy.core.multiarray", "numpy._core.multiarray")
     ]

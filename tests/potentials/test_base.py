@@ -12,10 +12,11 @@ from scipy.spatial.transform import Rotation
 
 from ase_finetune.errors import InputError
 from ase_finetune.graphs import AtomGraph, collate
-from ase_finetune.potentials import MorsePotential, load_potential
+from ase_finetune.potentials import MorsePotential
 from ase_finetune.potentials.base import choose_head
 from ase_finetune.potentials.batched import batches_by_edges, predict_many
 from tests import helpers
+from tests.pretrained import pretrained
 
 STRUCTURES = helpers.structures()
 VOIGT = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
@@ -47,7 +48,7 @@ BUILD = {"morse": build_morse, "sevenn": build_sevennet, "mace": build_mace}
 BACKENDS = [
     "morse",
     pytest.param("sevenn", marks=pytest.mark.skipif(not helpers.HAS_SEVENN, reason="needs sevenn")),
-    pytest.param("mace", marks=pytest.mark.skipif(not helpers.HAS_MACE, reason="needs mace-torch")),
+    pytest.param("mace", marks=[pytest.mark.mace, pytest.mark.skipif(not helpers.HAS_MACE, reason="needs mace-torch")]),
 ]
 _built: dict[str, object] = {}
 
@@ -55,7 +56,7 @@ _built: dict[str, object] = {}
 def build(name):
     """A float64 potential, made once."""
     if name not in _built:
-        _built[name] = load_potential("7net-0", dtype=torch.float64)[0] if name == "7net-0" else BUILD[name]()
+        _built[name] = BUILD[name]()
     return _built[name]
 
 
@@ -132,10 +133,9 @@ def test_stress_of_a_cell_with_one_atom(potential):
 
 
 @pytest.mark.sevenn
-@pytest.mark.skipif(not helpers.HAS_SEVENN, reason="needs sevenn")
 @pytest.mark.parametrize("name", ["bulk", "skewed", "slab", "molecule"])
 def test_forces_and_stress_of_sevennet_0(name):
-    potential = build("7net-0")
+    potential = pretrained("7net-0", torch.float64)
     atoms = away_from(4.5, 5.0, STRUCTURES[name])
     assert_equals_finite_differences(atoms, potential, [(0, 0), (1, 2), (3, 1)], tolerance=1e-9, step=2e-4)
 
@@ -327,7 +327,7 @@ class TestParametersAreLeftAlone:
 
     def test_after_an_exception_too(self):
         class Broken(MorsePotential):
-            def atomic_energies(self, graph, edge_index, vectors):
+            def atomic_energies(self, *_):
                 assert not any(parameter.requires_grad for parameter in self.parameters())
                 raise RuntimeError("out of memory")
 

@@ -23,7 +23,8 @@ from tests.pretrained import path_or_skip, pretrained, sevennet_calculator
 pytest.importorskip("sevenn", reason="needs sevenn")
 pytestmark = pytest.mark.sevenn
 
-MODELS = ["7net-0", "7net-0_22may2024", "7net-l3i5"]
+MODELS = ["7net-0", pytest.param("7net-0_22may2024", marks=pytest.mark.slow), "7net-l3i5"]
+ONCE = ["7net-0", *(pytest.param(name, marks=pytest.mark.slow) for name in ("7net-0_22may2024", "7net-l3i5"))]
 ENERGY, FORCES, STRESS = 1e-5, 1e-4, 1e-5  # eV/atom, eV/Å, eV/Å³: float32
 
 
@@ -147,7 +148,7 @@ def test_native_checkpoint_of_float64_is_rounded(tiny_sevennet, tmp_path):
         assert torch.equal(ours.float(), theirs), name
 
 
-@pytest.mark.parametrize("name", [*MODELS, "tiny"])
+@pytest.mark.parametrize("name", [*ONCE, "tiny"])
 def test_architecture_rebuilds_the_module_bit_for_bit(name, tiny_sevennet):
     potential = tiny_sevennet(numbers=[11, 17]) if name == "tiny" else pretrained(name)
     description = json.loads(json.dumps(potential.architecture()))
