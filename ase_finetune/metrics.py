@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -41,9 +42,9 @@ class Errors:
     stress_rmse: float
     slope: float
 
-    def to_dict(self) -> dict[str, float]:
-        """All values by name."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, float | None]:
+        """All values by name; ``None`` instead of ``nan``, which JSON does not know."""
+        return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
 
 
 class ErrorSums:

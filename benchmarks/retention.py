@@ -64,9 +64,7 @@ def main() -> None:
     print(machine())
     for name in arguments.set:
         train, valid = target_frames(name, data)
-        print(
-            f"\n{name}: {len(train)} frames to train, {len(valid)} to validate; retention: {len(retention)} MPtrj frames"
-        )
+        print(f"\n{name}: {len(train)} frames to train, {len(valid)} to validate; retention: {len(retention)}")
         print(f"{'':20s}{'F meV/Å':>12s}{'E aligned':>12s}{'slope':>12s}{'MPtrj F':>12s}{'MPtrj E raw':>12s}")
         rows = []
         untouched = FinetunedCalculator("7net-0")

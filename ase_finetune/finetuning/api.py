@@ -15,7 +15,7 @@ from ase_finetune.data import data_report
 from ase_finetune.errors import InputError, TrainingError
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.history import Log, comparison_table
-from ase_finetune.finetuning.optimizing import freeze_parameters, parameter_table
+from ase_finetune.finetuning.optimizing import freeze_parameters, parameter_table, unfreeze_parameters
 from ase_finetune.finetuning.preparing import (
     Frames,
     build_penalty,
@@ -107,6 +107,7 @@ def finetune(
         kept = "" if folder is None or not folder.model.exists() else f"; the best model so far is in {folder.model}"
         raise TrainingError(f"{error}{kept}") from error
     metadata["errors"] = _conclude(trainer, log)
+    unfreeze_parameters(potential, metadata["frozen"])
     calculator = FinetunedCalculator(potential, device=str(potential.device), dtype=config.dtype)
     calculator.history, calculator.metadata = trainer.rows, metadata
     if folder is not None:

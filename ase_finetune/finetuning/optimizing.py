@@ -21,7 +21,7 @@ def freeze_parameters(potential: Potential, patterns: Sequence[str]) -> list[str
 
     Returns
     -------
-    Names of the parameters frozen here.
+    Names of the parameters that trained before and were frozen here.
 
     Raises
     ------
@@ -35,11 +35,19 @@ def freeze_parameters(potential: Potential, patterns: Sequence[str]) -> list[str
         if not matches:
             raise InputError(f"freeze pattern {pattern!r} matches no parameter; names look like {next(iter(named))!r}")
         frozen.update(dict.fromkeys(matches))
-    for name in frozen:
+    stopped = [name for name in frozen if named[name].requires_grad]
+    for name in stopped:
         named[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in named.values()):
         raise InputError("every parameter is frozen: there is nothing to train")
-    return list(frozen)
+    return stopped
+
+
+def unfreeze_parameters(potential: Potential, names: Sequence[str]) -> None:
+    """Let the parameters that :func:`freeze_parameters` stopped train again, in whatever comes next."""
+    named = dict(potential.native_parameters())
+    for name in names:
+        named[name].requires_grad_()
 
 
 def parameter_table(potential: Potential) -> str:
@@ -117,7 +125,7 @@ class Updater:
         Raises
         ------
         TrainingError
-            If the loss is not finite; the parameters are left as they were.
+            If the loss or its gradient is not finite; the parameters are left as they were.
         """
         self.optimizer.zero_grad(set_to_none=True)
         value = 0.0
@@ -129,7 +137,8 @@ class Updater:
             loss.backward()
         if self.penalty is not None:
             self.penalty.add_gradient()
-        if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, self.clip_norm or math.inf))
+        if not math.isfinite(norm):
+            raise TrainingError(f"the norm of the gradient is {norm}")
         self.optimizer.step()
         return value

@@ -194,6 +194,8 @@ class Trainer:
 
     def _keep_if_best(self, epoch: int, errors: dict[str, Errors | None]) -> bool:
         score = self._score(errors)
+        if epoch == 0 and score is not None and not math.isfinite(score):
+            raise TrainingError(f"the loss of the untouched model on the validation or replay frames is {score}")
         # Without validation frames there is nothing to choose by: the last epoch is the result.
         if score is not None and not score < self._best_score:
             return False

@@ -531,6 +531,40 @@ def test_nan_is_never_the_best(monkeypatch):
     assert is_of_epoch(calculator, weights, 2)
 
 
+def test_nan_before_training_is_an_error(monkeypatch):
+    with pytest.raises(
+        TrainingError, match="the loss of the untouched model on the validation or replay frames is nan"
+    ):
+        scripted(monkeypatch, [math.nan, 0.5], [0.1] * 2, method="replay")
+
+
+def test_a_run_that_dies_leaves_its_best_model(monkeypatch, tmp_path):
+    """The second epoch fails: the folder holds the model and the history of the first."""
+    original = training.Trainer._epoch
+
+    def epoch(self, number):
+        if number == 2:
+            raise TrainingError("the loss is nan")
+        original(self, number)
+
+    monkeypatch.setattr(training.Trainer, "_epoch", epoch)
+    with pytest.raises(TrainingError, match=r"the loss is nan; the best model so far is in .*model"):
+        run(method="naive", epochs=3, schedule="constant", output=tmp_path / "run")
+    monkeypatch.undo()
+    kept = FinetunedCalculator(tmp_path / "run" / "model", device="cpu")
+    assert not morse.same_weights(kept.potential, morse.pretrained())
+    with (tmp_path / "run" / "history.csv").open(encoding="utf-8") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["config"]["method"] == "naive"
+
+
+def test_frozen_parameters_train_again_in_the_next_run():
+    first = run(method="naive", freeze=["shift"])
+    assert all(parameter.requires_grad for parameter in first.potential.parameters())
+    second = run(model=first.potential, method="naive")
+    assert not torch.equal(second.potential.native["shift"], first.potential.native["shift"])
+
+
 def test_without_validation_the_last_epoch_is_kept():
     short, long = (run(valid=None, method="naive", epochs=epochs, schedule="constant") for epochs in (2, 3))
     assert (short.metadata["errors"]["best_epoch"], long.metadata["errors"]["best_epoch"]) == (2, 3)

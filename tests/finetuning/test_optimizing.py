@@ -114,6 +114,14 @@ def test_loss_that_is_not_finite(theta, bad, position):
     assert theta.tolist() == START
 
 
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_gradient_that_is_not_finite(theta, clip_norm):
+    """sqrt(0) is 0, its slope is infinite."""
+    with pytest.raises(TrainingError, match="the norm of the gradient is"):
+        updater(theta, clip_norm=clip_norm).update([lambda: (theta - theta.detach()).abs().sqrt().sum()])
+    assert theta.tolist() == START
+
+
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_optimizers(theta, name, kind):
     optimizer = build_optimizer([theta], FinetuneConfig(optimizer=name, learning_rate=0.02, weight_decay=0.3))

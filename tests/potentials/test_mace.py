@@ -22,7 +22,6 @@ pytestmark = pytest.mark.mace
 
 STRUCTURES = helpers.structures()
 TOLERANCES = {"float32": (1e-5, 1e-4, 1e-5), "float64": (1e-9, 1e-8, 1e-9)}  # eV/atom, eV/Å, eV/Å³
-TUTORIAL_MODEL = Path("/work/shared/data/mace_tutorial/solvent_mace_swa.model")
 
 RICH = {
     "interaction_cls_first": "RealAgnosticDensityInteractionBlock",
@@ -146,11 +145,12 @@ def rebuild(potential):
     return rebuilt
 
 
-@pytest.mark.skipif(not TUTORIAL_MODEL.exists(), reason="no tutorial model here")
-def test_model_of_the_mace_tutorial():
+@pytest.mark.data
+def test_model_of_the_mace_tutorial(data_folder):
     from ase.build import molecule
 
-    potential = MACEPotential.from_checkpoint(TUTORIAL_MODEL, trust_pickle=True)
+    file = data_folder / "mace_tutorial" / "solvent_mace_swa.model"
+    potential = MACEPotential.from_checkpoint(file, trust_pickle=True)
     assert all(parameter.requires_grad for parameter in potential.parameters())
     graph = AtomGraph.from_atoms(molecule("CH3CH2OH"), potential.cutoff, dtype=potential.dtype)
     ours, theirs = potential.predict(graph), rebuild(potential).predict(graph)
