@@ -29,7 +29,8 @@ class Evaluation:
         Errors against the labels as they are.
     aligned_energy_mae
         Energy MAE in meV/atom after the best per-element offsets: what is left when another code or
-        correction only moves the reference.
+        correction only moves the reference. ``nan`` where there are too few frames for their elements
+        to tell the two apart.
     """
 
     name: str
@@ -78,7 +79,7 @@ def evaluate_calculator(calculator: FinetunedCalculator, frames: FrameSet, *, ve
         frames.name,
         len(frames),
         measure(predictions, graphs),
-        measure(predictions, aligned).energy_mae,
+        measure(predictions, aligned).energy_mae if len(frames) >= 2 * fitted.rank else math.nan,
     )
 
 

@@ -27,7 +27,6 @@ from ase_finetune.finetuning.preparing import (
 )
 from ase_finetune.finetuning.run_folder import RunFolder
 from ase_finetune.finetuning.training import Sets, Trainer
-from ase_finetune.metrics import Errors, evaluate
 from ase_finetune.potentials import Potential, load_potential
 from ase_finetune.potentials.devices import resolve_device, resolve_dtype
 from ase_finetune.potentials.storage import potential_hash
@@ -158,18 +157,13 @@ def _prepare(
 
 def _conclude(trainer: Trainer, log: Log) -> dict[str, Any]:
     """Errors before and after on every set, told as a table."""
-    before = {name: errors for name, errors in trainer.initial.items() if errors is not None}
     if trainer.best_epoch == 0:
         log("no epoch was better than the pretrained model, whose weights are kept")
     log(f"best epoch: {trainer.best_epoch}")
-    sets = {"valid": trainer.sets.valid, "replay": trainer.sets.monitor}
-    after: dict[str, Errors] = {}
-    for name, graphs in sets.items():
-        errors = evaluate(trainer.potential, graphs, trainer.config.loss)
-        if errors is not None:
-            after[name] = errors
-    if after:
-        log(comparison_table({name: before[name] for name in after}, after))
+    before = {name: errors for name, errors in trainer.initial.items() if errors is not None}
+    # Those of the training frames are averages over an epoch of moving weights: no error of the result.
+    after = {name: errors for name, errors in trainer.best_errors.items() if errors is not None and name != "train"}
+    log(comparison_table({name: before[name] for name in after}, after))
     return {
         "best_epoch": trainer.best_epoch,
         "before": {name: errors.to_dict() for name, errors in before.items()},

@@ -79,6 +79,8 @@ class Trainer:
         self._max_edges = config.max_edges or (2500 if potential.device.type == "cpu" else 100_000)
         self._replay = self._replay_batches()
         self._best_score, self._best_epoch = math.inf, 0
+        #: Errors of the weights that are kept.
+        self.best_errors: dict[str, Errors | None] = {}
         self._best_weights: dict[str, Tensor] = {}
 
     @property
@@ -201,6 +203,7 @@ class Trainer:
             return False
         self._best_score = self._best_score if score is None else score
         self._best_epoch = epoch
+        self.best_errors = errors
         source = self.evaluated if epoch else self.potential
         self._best_weights = {name: p.detach().clone() for name, p in source.native_parameters()}
         return True

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from ase import Atoms
 
@@ -57,7 +59,8 @@ def test_raw_errors_by_hand(calculator):
     (atoms,) = morse.labelled(morse.silicon(1, 1), calculator.potential)
     results = atoms.calc.results
     changed = morse.attach(atoms, energy=results["energy"] + 0.8, forces=1.25 * results["forces"])
-    item = evaluate_calculator(calculator, frames([changed]))
+    assert math.isnan(evaluate_calculator(calculator, frames([changed])).aligned_energy_mae)  # one frame: no measure
+    item = evaluate_calculator(calculator, frames([changed, changed]))
     assert item.raw.energy_mae == pytest.approx(100, abs=1e-2)
     assert item.aligned_energy_mae == pytest.approx(0, abs=1e-2)
     assert item.raw.forces_mae == pytest.approx(250 * abs(results["forces"]).mean(), rel=1e-4)
