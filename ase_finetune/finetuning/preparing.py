@@ -112,7 +112,7 @@ def check_and_align(
         log("reference energies: raw labels are trained on")
         return Target(train, valid, None, measure(predictions, graphs, config.loss))
     offsets = fit_reference(train, energies)
-    log(f"reference energies: {offsets.describe()}")
+    log(offsets.describe())
     aligned = align(train, offsets)
     errors = measure(predictions, labelled_graphs(potential, aligned), config.loss)
     if config.reference == "shift":
