@@ -15,8 +15,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--data",
         default=os.environ.get("ASE_FINETUNE_DATA"),
-        metavar="PATH",
-        help="folder of the research data for tests marked 'data' (or the environment variable ASE_FINETUNE_DATA)",
+        metavar="PATH",  # --data=PATH: pytest takes what follows a space for a folder of tests
+        help="--data=PATH, folder of the research data for tests marked 'data' (or the variable ASE_FINETUNE_DATA)",
     )
 
 
