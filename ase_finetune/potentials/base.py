@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
@@ -212,6 +213,17 @@ def choose_head(heads: tuple[str, ...], head: str | None) -> str | None:
         known = ", ".join(repr(name) for name in heads) or "none"
         raise InputError(f"this model's heads are {known}; head={head!r} is not one of them")
     return head
+
+
+def plain_values(value: Any) -> Any:
+    """Numbers, strings, lists and dicts instead of arrays and tensors: what JSON can hold."""
+    if isinstance(value, (np.ndarray, np.generic, Tensor)):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {str(key): plain_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_values(item) for item in value]
+    return value
 
 
 @contextlib.contextmanager

@@ -44,8 +44,10 @@ def safe_globals(allowed: list[Any]) -> Iterator[None]:
     try:
         yield
     finally:
+        # What imports inside the block have registered stays; what was allowed for the block goes.
+        kept = [item for item in serialization.get_safe_globals() if item in before or item not in allowed]
         serialization.clear_safe_globals()
-        serialization.add_safe_globals(before)
+        serialization.add_safe_globals(kept)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ase_finetune.errors import CheckpointError, UntrustedFileError
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials.base import Potential, choose_head
-from ase_finetune.potentials.imports import import_backend, unchanged_environment
+from ase_finetune.potentials.imports import LOAD_ERRORS, import_backend, unchanged_environment
 from ase_finetune.potentials.mace_architecture import INSTALL, build, describe
 
 #: What models with embeddings of the whole structure are told, the defaults of MACECalculator:
@@ -95,7 +95,7 @@ class MACEPotential(Potential):
         try:
             with unchanged_environment(), _quiet():
                 native = torch.load(path, map_location="cpu", weights_only=False)
-        except Exception as error:  # an unpickler raises what it meets: no common type
+        except LOAD_ERRORS as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{path} is not a readable MACE model: {reason}") from error
         if not isinstance(native, nn.Module):

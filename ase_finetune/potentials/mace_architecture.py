@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ase_finetune.errors import CheckpointError
+from ase_finetune.potentials.base import plain_values
 from ase_finetune.potentials.imports import import_backend
 
 INSTALL = "'ase_finetune[mace]'"
@@ -38,7 +39,7 @@ def describe(native: nn.Module) -> dict[str, Any]:
     config["gate"] = _name_of(config["gate"], modules.gate_dict, "gate")
     for name in _IRREPS:
         config[name] = None if config[name] is None else str(config[name])
-    return {"class": type(native).__name__} | {name: _plain(value) for name, value in config.items()}
+    return {"class": type(native).__name__} | {name: plain_values(value) for name, value in config.items()}
 
 
 def build(architecture: dict[str, Any]) -> nn.Module:
@@ -108,14 +109,3 @@ def _name_of(value: Any, names: dict[str, Any], what: str) -> str:
     raise CheckpointError(
         f"MACE has no name for this model's {what} {value!r}; use export() to keep it as a .model file"
     )
-
-
-def _plain(value: Any) -> Any:
-    """Numbers, strings, lists and dicts only."""
-    if isinstance(value, (np.ndarray, np.generic, Tensor)):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

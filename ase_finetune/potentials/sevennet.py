@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ase_finetune.errors import CheckpointError, InputError
 from ase_finetune.graphs import AtomGraph
-from ase_finetune.potentials.base import Potential, choose_head
+from ase_finetune.potentials.base import Potential, choose_head, plain_values
 from ase_finetune.potentials.imports import LOAD_ERRORS, import_backend, safe_globals
 
 _INSTALL = "'ase_finetune[sevenn]'"
@@ -137,7 +137,7 @@ class SevenNetPotential(Potential):
         return data[keys.ATOMIC_ENERGY].squeeze(1)
 
     def architecture(self) -> dict[str, Any]:
-        plain = {key: _plain(self.config[key]) for key in _MODEL_KEYS if key in self.config}
+        plain = {key: plain_values(self.config[key]) for key in _MODEL_KEYS if key in self.config}
         # JSON turns integer keys into strings: keep them as pairs.
         pairs = [[int(z), int(i)] for z, i in self.config["_type_map"].items()]
         # The weights are ordered as the installed sevenn wants them, whoever wrote the checkpoint.
@@ -262,16 +262,3 @@ def _build(config: dict[str, Any], state: dict[str, Tensor] | None) -> tuple[nn.
             else:
                 native, config = util.model_from_checkpoint({"config": config, "model_state_dict": state})
     return native, config
-
-
-def _plain(value: Any) -> Any:
-    """Numbers, strings, lists and dicts only."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

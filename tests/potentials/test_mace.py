@@ -267,13 +267,16 @@ def test_what_mace_cannot_describe(tiny_mace):
 def test_import_leaves_the_process_as_it_was():
     code = """
 import os, torch
-before = dict(os.environ), torch.get_default_dtype(), list(torch.serialization.get_safe_globals()), torch.load
+safe = torch.serialization.get_safe_globals
+before, allowed = (dict(os.environ), torch.get_default_dtype(), torch.load), set(safe())
 from tests.helpers import build_mace
 from ase_finetune.potentials.mace import MACEPotential
 MACEPotential(build_mace()).architecture()
 assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
-after = dict(os.environ), torch.get_default_dtype(), list(torch.serialization.get_safe_globals()), torch.load
-assert before == after
+assert before == (dict(os.environ), torch.get_default_dtype(), torch.load)
+assert allowed <= set(safe())
+assert slice not in safe()
+assert all(getattr(item, "__module__", "").startswith("torch") for item in set(safe()) - allowed)
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH_FORCE")}
     root = Path(__file__).parents[2]
