@@ -9,8 +9,9 @@ from ase.data import atomic_numbers
 
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.data import FrameSet, ReferenceOffsets, align, fit_reference
-from ase_finetune.errors import DataError, InputError
+from ase_finetune.errors import InputError
 from ase_finetune.finetuning.history import Log
+from ase_finetune.finetuning.preparing import labelled_graphs
 from ase_finetune.metrics import Errors, measure
 from ase_finetune.potentials.batched import predict_many
 
@@ -61,16 +62,11 @@ def evaluate_calculator(calculator: FinetunedCalculator, frames: FrameSet, *, ve
     if len(calculator.potentials) > 1:
         raise InputError("evaluate the members of an ensemble one by one")
     potential = calculator.potential
-    for frame in frames:
-        try:
-            potential.check_numbers(frame.atoms.numbers)
-        except InputError as error:
-            raise DataError(f"frame {frame.index} of {frames.name} ({frame.source}): {error}") from error
     if calculator.parameters["reference"] == "target":
         # The labels come to the model's reference instead of the predictions to theirs: the same difference.
         offsets = calculator.metadata["reference_offsets"]
         frames = align(frames, ReferenceOffsets({atomic_numbers[symbol]: offsets[symbol] for symbol in offsets}))
-    graphs = frames.graphs(potential.cutoff, potential.dtype)
+    graphs = labelled_graphs(potential, frames)
     with Log(verbose).bar(len(graphs), frames.name) as bar:
         predictions = predict_many(potential, graphs, on_structure=bar.update)
     fitted = fit_reference(frames, [float(prediction.energy[0]) for prediction in predictions])
