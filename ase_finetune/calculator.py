@@ -133,7 +133,7 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         graph = AtomGraph.from_atoms(structure, self._neighbors.cutoff, dtype=self.potential.dtype, edges=edges)
         graph = graph.to(self._device)
         with torch.no_grad():
-            members = [self._results(p.predict(graph), structure) for p in self.potentials]
+            members = [self.results_of(p.predict(graph), structure) for p in self.potentials]
         self.results = _mean(members)
         self.spread = _spread(members) if len(members) > 1 else {}
         if "stress" in properties and "stress" not in self.results:
@@ -167,7 +167,7 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         for potential in self.potentials:
             with tqdm(total=len(graphs), disable=not progress, unit="structure") as bar:
                 predictions = predict_many(potential, graphs, max_edges=max_edges, on_structure=bar.update)
-            members.append([self._results(p, atoms) for p, atoms in zip(predictions, structures, strict=True)])
+            members.append([self.results_of(p, atoms) for p, atoms in zip(predictions, structures, strict=True)])
         return [_mean(list(results)) for results in zip(*members, strict=True)]
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -198,7 +198,8 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         for potential in self.potentials:
             potential.check_numbers(numbers)
 
-    def _results(self, prediction: Prediction, atoms: Atoms) -> dict[str, Any]:
+    def results_of(self, prediction: Prediction, atoms: Atoms) -> dict[str, Any]:
+        """The results dictionary of one structure from a potential's prediction for it."""
         energies = prediction.energies.double().cpu().numpy() + self._offsets(atoms)
         results: dict[str, Any] = {"energies": energies, "energy": float(energies.sum())}
         results["free_energy"] = results["energy"]

@@ -3,6 +3,9 @@
 from ase_finetune.data.checks import check_units, outliers
 from ase_finetune.data.embedded import embedded_replay
 from ase_finetune.data.frames import Frame, FrameSet, read_frames
+from ase_finetune.data.pair_reports import pair_report
+from ase_finetune.data.pair_splits import check_disjoint_pairs, split_pairs
+from ase_finetune.data.pairs import Pair, PairSet, PairSource, read_pairs
 from ase_finetune.data.reference import ReferenceOffsets, align, fit_reference
 from ase_finetune.data.report import data_report
 from ase_finetune.data.splits import Split, check_disjoint, split_frames
@@ -10,15 +13,22 @@ from ase_finetune.data.splits import Split, check_disjoint, split_frames
 __all__ = [
     "Frame",
     "FrameSet",
+    "Pair",
+    "PairSet",
+    "PairSource",
     "ReferenceOffsets",
     "Split",
     "align",
     "check_disjoint",
+    "check_disjoint_pairs",
     "check_units",
     "data_report",
     "embedded_replay",
     "fit_reference",
     "outliers",
+    "pair_report",
     "read_frames",
+    "read_pairs",
     "split_frames",
+    "split_pairs",
 ]

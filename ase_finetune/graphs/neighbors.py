@@ -89,7 +89,10 @@ def neighbor_list(atoms: Atoms, cutoff: float) -> tuple[IntArray, FloatArray]:
 
 
 class SkinNeighborList:
-    """Neighbour list of one moving structure, rebuilt only when an atom has left half the skin.
+    """Neighbour list of one moving structure, rebuilt only when an atom may have crossed the skin.
+
+    That is when an atom has moved half of it in a cell that stays, and correspondingly earlier in a cell
+    that shrinks.
 
     The list holds pairs up to ``cutoff + skin``; whoever uses it must drop the pairs beyond the
     cutoff at every evaluation (:meth:`AtomGraph.edges_within` does). A skin saves rebuilds in MD and
@@ -124,11 +127,25 @@ class SkinNeighborList:
 
     def _still_valid(self, atoms: Atoms) -> bool:
         old = self._atoms
-        if self.skin == 0 or old is None or len(old) != len(atoms):
+        if self.skin == 0 or old is None or len(old) != len(atoms) or (old.pbc != atoms.pbc).any():
             return False
-        # A changed cell moves every image by another amount: cheaper to rebuild than to bound.
-        if (old.pbc != atoms.pbc).any() or not np.array_equal(old.cell[:], atoms.cell[:]):
-            return False
-        moved = atoms.get_positions() - old.positions
+        positions, stretch = atoms.get_positions(), 1.0
+        if not np.array_equal(old.cell[:], atoms.cell[:]):
+            if old.cell.rank < 3 or not np.isfinite(atoms.cell[:]).all():
+                return False
+            # x = (x_old + u) D with the deformation D of the cell: a pair shortens at most to
+            # s (d - 2 |u|), s the smallest singular value of D.
+            deformation = np.linalg.solve(old.cell[:], atoms.cell[:])
+            stretch = float(np.linalg.svd(deformation, compute_uv=False).min())
+            if stretch < _SMALLEST_STRETCH:
+                return False
+            positions = positions @ np.linalg.inv(deformation)
+        moved = np.sqrt(((positions - old.positions) ** 2).sum(axis=1).max())
+        if stretch == 1.0:
+            return bool(moved <= 0.5 * self.skin)
         # The comparison is False for NaN, so a broken structure reaches check_atoms.
-        return bool((moved**2).sum(axis=1).max() <= (0.5 * self.skin) ** 2)
+        return bool(stretch * (self.cutoff + self.skin - 2 * moved) >= self.cutoff)
+
+
+#: A cell that shrinks by more than this in any direction is a new one.
+_SMALLEST_STRETCH = 0.5

@@ -1,0 +1,1 @@
+"""Training through relaxations: losses on the structures where they end."""
