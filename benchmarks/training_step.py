@@ -14,8 +14,8 @@ from paired import compare, machine
 from ase_finetune import FinetuneConfig
 from ase_finetune.data import read_frames
 from ase_finetune.finetuning.history import Log
-from ase_finetune.finetuning.training import Sets, Trainer
-from ase_finetune.metrics import ErrorSums
+from ase_finetune.finetuning.tasks import FrameTask, Replay
+from ase_finetune.finetuning.training import Trainer
 from ase_finetune.potentials import load_potential
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
@@ -26,8 +26,9 @@ def our_step(name: str, frames: int) -> object:
     potential, _ = load_potential("7net-0")
     graphs = read_frames(DATA / name).select(range(frames)).graphs(potential.cutoff)
     config = FinetuneConfig(method="naive", batch_size=frames, clip_norm=None, learning_rate=1e-5)
-    trainer = Trainer(potential, Sets(graphs, [], [], []), config, None, Log(verbose=False))
-    return lambda: trainer._iteration(list(range(frames)), ErrorSums(config.loss))
+    task = FrameTask(potential, graphs, [], config)
+    trainer = Trainer(potential, task, Replay(), config, None, Log(verbose=False))
+    return lambda: trainer._iteration(list(range(frames)))
 
 
 def sevenn_step(name: str, frames: int, stress: bool) -> object:

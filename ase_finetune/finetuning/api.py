@@ -11,22 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ase_finetune.calculator import FinetunedCalculator, Model
-from ase_finetune.data import data_report
+from ase_finetune.data import PairSource
 from ase_finetune.errors import InputError, TrainingError
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.history import Log, comparison_table
-from ase_finetune.finetuning.optimizing import freeze_parameters, parameter_table, unfreeze_parameters
-from ase_finetune.finetuning.preparing import (
-    Frames,
-    build_penalty,
-    check_and_align,
-    labelled_graphs,
-    read_target,
-    replay_graphs,
-    shift_labels,
-)
+from ase_finetune.finetuning.optimizing import unfreeze_parameters
+from ase_finetune.finetuning.preparing import Frames
 from ase_finetune.finetuning.run_folder import RunFolder
-from ase_finetune.finetuning.training import Sets, Trainer
+from ase_finetune.finetuning.stages import Sources, prepare
+from ase_finetune.finetuning.training import Trainer
 from ase_finetune.potentials import Potential, load_potential
 from ase_finetune.potentials.devices import resolve_device, resolve_dtype
 from ase_finetune.potentials.storage import potential_hash
@@ -35,9 +28,11 @@ from ase_finetune.version import __version__
 
 def finetune(
     model: Model,
-    train: Frames,
+    train: Frames | None = None,
     valid: Frames | float | None = 0.1,
     *,
+    relaxations: PairSource | None = None,
+    valid_relaxations: PairSource | float | None = 0.1,
     replay: Frames | None = "embedded",
     output: str | os.PathLike[str] | None = None,
     head: str | None = None,
@@ -45,7 +40,7 @@ def finetune(
     config: FinetuneConfig | None = None,
     **options: Any,
 ) -> FinetunedCalculator:
-    """Fine-tune a pretrained potential on labelled frames without forgetting the rest.
+    """Fine-tune a pretrained potential on labelled frames, or through relaxations, without forgetting the rest.
 
     Parameters
     ----------
@@ -57,6 +52,12 @@ def finetune(
         reads, or a list of ``Atoms``.
     valid
         Fraction of ``train`` to hold out (frames of one trajectory stay together), or frames, or ``None``.
+    relaxations
+        Pairs of initial and relaxed structures to train through relaxations with (``method="bptt"`` and its
+        combinations): two files in the same order or with ids, or a list of ``(initial, relaxed)`` tuples. With
+        ``train`` as well, frames come first, as in the BPTT paper.
+    valid_relaxations
+        Fraction of ``relaxations`` to hold out (pairs of one formula stay together), or pairs, or ``None``.
     replay
         Structures that stand for what must not be forgotten: ``"embedded"`` (a few hundred from MPtrj,
         labelled by the pretrained model), a path, a list of ``Atoms``, or ``None``.
@@ -87,28 +88,31 @@ def finetune(
 
     References
     ----------
-    reEWC: Kim et al., npj Comput. Mater. 12, 26 (2026).
+    reEWC: Kim et al., npj Comput. Mater. 12, 26 (2026). BPTT: Dramko et al., arXiv 2512.01067.
     """
     if config is not None and options:
         raise InputError(f"give either config or single options, not both (got {', '.join(options)})")
     config = config or FinetuneConfig.from_options(options)
+    _check_sources(train, relaxations, config)
     folder = None if output is None else RunFolder(Path(output))
     log = Log(verbose)
     potential, base = _load(model, head, config)
     metadata = _describe_base(model, potential, base, config)
-    trainer = _prepare(potential, (train, valid, replay), config, log, metadata)
+    run = prepare(potential, Sources(train, valid, relaxations, valid_relaxations, replay), config, log, metadata)
     if folder is not None:
         folder.write_metadata(metadata)
-        trainer.on_epoch = functools.partial(folder.write_epoch, metadata=metadata, log=log)
-    try:
-        trainer.fit()
-    except TrainingError as error:
-        kept = "" if folder is None or not folder.model.exists() else f"; the best model so far is in {folder.model}"
-        raise TrainingError(f"{error}{kept}") from error
-    metadata["errors"] = _conclude(trainer, log)
+    rows: list[dict[str, Any]] = []
+    for task in run.tasks:
+        if len(run.tasks) > 1:
+            log(f"stage: {task.name}")
+        trainer = Trainer(potential, task, run.replay, config, run.penalty, log)
+        trainer.rows = rows
+        _fit(trainer, folder, metadata, log)
+        metadata.setdefault("stages", []).append({"stage": task.name, **_conclude(trainer, log)})
+    metadata["errors"] = metadata["stages"][-1]
     unfreeze_parameters(potential, metadata["frozen"])
     calculator = FinetunedCalculator(potential, device=str(potential.device), dtype=config.dtype)
-    calculator.history, calculator.metadata = trainer.rows, metadata
+    calculator.history, calculator.metadata = rows, metadata
     if folder is not None:
         calculator.parameters["model"] = str(folder.model)
         log(f"written to {folder.path}: model, history.csv, run.json, log.txt")
@@ -116,52 +120,34 @@ def finetune(
     return calculator
 
 
-def _prepare(
-    potential: Potential, sources: tuple[Frames, Any, Any], config: FinetuneConfig, log: Log, metadata: dict[str, Any]
-) -> Trainer:
-    """Everything before step 1, told and entered into the metadata."""
-    train, valid, how = read_target(sources[0], sources[1], config)
-    named = {"train": train} | ({} if valid is None else {"valid": valid})
-    replay, monitor, replay_digest = replay_graphs(potential, sources[2], config, log)
-    replay_elements = {int(z) for graph in replay for z in graph.numbers} or None
-    log(data_report(named, replay_elements))
-    log(f"split: {how}")
-    target = check_and_align(potential, train, valid, config, log)
-    offsets = target.offsets
-    if offsets is not None and config.reference == "shift":
-        replay, monitor = shift_labels(replay, offsets), shift_labels(monitor, offsets)
-    frozen = freeze_parameters(potential, config.freeze)
-    log(parameter_table(potential))
-    penalty = fisher = None
-    if config.uses_ewc:
-        penalty, fisher = build_penalty(potential, replay, config, log, metadata["base_hash"])
-    metadata |= {
-        "data": {name: frames.digest() for name, frames in named.items()} | {"replay": replay_digest},
-        "split": how,
-        "frozen": frozen,
-        "fisher": None if fisher is None else fisher.metadata,
-    }
-    if offsets is not None:
-        # Of the labels to the model, which the calculator can add back, or of the model, which has them now.
-        name = "reference_offsets" if config.reference == "align" else "shifted_by"
-        metadata[name] = offsets.to_dict()["offsets"]
-    sets = Sets(
-        labelled_graphs(potential, target.train),
-        [] if target.valid is None else labelled_graphs(potential, target.valid),
-        replay if config.uses_replay else [],
-        monitor,
-        target.untouched,
-    )
-    return Trainer(potential, sets, config, penalty, log)
+def _check_sources(train: Any, relaxations: Any, config: FinetuneConfig) -> None:
+    """What is given must be what the method trains on."""
+    if config.uses_relaxations and relaxations is None:
+        raise InputError(f"method={config.method!r} trains through relaxations: give relaxations=pairs")
+    if not config.uses_relaxations and relaxations is not None:
+        other = "bptt" if config.method == "naive" else f"bptt+{config.method}"
+        raise InputError(f"relaxations= are given, but method={config.method!r} does not use them; use {other!r}")
+    if train is None and relaxations is None:
+        raise InputError("there is nothing to train on: give train=frames, or relaxations=pairs with method='bptt'")
+
+
+def _fit(trainer: Trainer, folder: RunFolder | None, metadata: dict[str, Any], log: Log) -> None:
+    if folder is not None:
+        trainer.on_epoch = functools.partial(folder.write_epoch, metadata=metadata, log=log)
+    try:
+        trainer.fit()
+    except TrainingError as error:
+        kept = "" if folder is None or not folder.model.exists() else f"; the best model so far is in {folder.model}"
+        raise TrainingError(f"{error}{kept}") from error
 
 
 def _conclude(trainer: Trainer, log: Log) -> dict[str, Any]:
     """Errors before and after on every set, told as a table."""
     if trainer.best_epoch == 0:
-        log("no epoch was better than the pretrained model, whose weights are kept")
+        log("no epoch was better than the model it started from, whose weights are kept")
     log(f"best epoch: {trainer.best_epoch}")
     before = {name: errors for name, errors in trainer.initial.items() if errors is not None}
-    # Those of the training frames are averages over an epoch of moving weights: no error of the result.
+    # Those of the training examples are averages over an epoch of moving weights: no error of the result.
     after = {name: errors for name, errors in trainer.best_errors.items() if errors is not None and name != "train"}
     log(comparison_table({name: before[name] for name in after}, after))
     return {

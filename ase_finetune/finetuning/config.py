@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from ase_finetune.errors import InputError
+from ase_finetune.finetuning.relaxation_config import RelaxationConfig
 from ase_finetune.losses import Loss
 
-METHODS = ("naive", "replay", "ewc", "reewc")
+METHODS = ("naive", "replay", "ewc", "reewc", "bptt", "bptt+replay", "bptt+ewc", "bptt+reewc")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class FinetuneConfig:
     ----------
     method
         ``"naive"`` (the new frames alone), ``"replay"`` (old structures in between), ``"ewc"`` (a spring on
-        what old structures need) or ``"reewc"`` (both).
+        what old structures need) or ``"reewc"`` (both). ``"bptt"`` trains through relaxations, and on frames
+        before that if there are any; ``"bptt+replay"``, ``"bptt+ewc"`` and ``"bptt+reewc"`` do so without forgetting.
     epochs
         Passes over the training frames.
     batch_size
@@ -89,9 +91,11 @@ class FinetuneConfig:
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...; ``"float32"`` or ``"float64"``.
     trust_pickle
         Allow loading a foreign MACE ``.model`` file, which can execute code.
+    bptt
+        Options of training through relaxations.
     """
 
-    method: Literal["naive", "replay", "ewc", "reewc"] = "reewc"
+    method: Literal["naive", "replay", "ewc", "reewc", "bptt", "bptt+replay", "bptt+ewc", "bptt+reewc"] = "reewc"
     epochs: int = 10
     batch_size: int = 4
     max_edges: int | None = None
@@ -126,6 +130,7 @@ class FinetuneConfig:
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     trust_pickle: bool = False
+    bptt: RelaxationConfig = field(default_factory=RelaxationConfig)
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -150,12 +155,17 @@ class FinetuneConfig:
     @property
     def uses_replay(self) -> bool:
         """Whether replay structures are trained on."""
-        return self.method in ("replay", "reewc")
+        return self.method.split("+")[-1] in ("replay", "reewc")
 
     @property
     def uses_ewc(self) -> bool:
         """Whether the EWC penalty is applied."""
-        return self.method in ("ewc", "reewc")
+        return self.method.split("+")[-1] in ("ewc", "reewc")
+
+    @property
+    def uses_relaxations(self) -> bool:
+        """Whether relaxations are trained through."""
+        return self.method.startswith("bptt")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values by name."""
@@ -163,7 +173,7 @@ class FinetuneConfig:
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> FinetuneConfig:
-        """Config from keyword arguments; ``loss`` may be a name, a dictionary or a :class:`Loss`.
+        """Config from keyword arguments; ``loss`` may be a name, a dictionary or a :class:`Loss`, ``bptt`` a dictionary.
 
         Raises
         ------
@@ -179,6 +189,8 @@ class FinetuneConfig:
             options = options | {"loss": Loss(kind=loss)}  # type: ignore[arg-type]  # Loss checks the name
         elif isinstance(loss, dict):
             options = options | {"loss": _loss(loss)}
+        if isinstance(options.get("bptt"), dict):
+            options = options | {"bptt": RelaxationConfig.from_options(options["bptt"])}
         return cls(**options)
 
 

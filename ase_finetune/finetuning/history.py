@@ -5,17 +5,60 @@ from __future__ import annotations
 import csv
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ase_finetune.metrics import Errors
-
 #: Sets whose errors each epoch reports. Replay tells what is forgotten.
 SETS = ("train", "valid", "replay")
-_MEASURES = ("loss", "energy_mae", "forces_mae", "stress_mae", "slope")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a kind of stage keeps and shows of the errors of each set.
+
+    Attributes
+    ----------
+    kept
+        For each of :data:`SETS`, the measures of the history.
+    shown
+        For each set, the measures on the terminal, and the heading and digits of each.
+    """
+
+    kept: Mapping[str, Sequence[str]]
+    shown: Mapping[str, Sequence[tuple[str, str, int]]]
+
+
+_FRAME_KEPT = ("loss", "energy_mae", "forces_mae", "stress_mae", "slope")
+_FRAME_SHOWN = (("energy_mae", "E meV/at", 2), ("forces_mae", "F meV/Å", 2))
+FRAME_COLUMNS = Columns(dict.fromkeys(SETS, _FRAME_KEPT), dict.fromkeys(SETS, _FRAME_SHOWN))
+
+RELAXATION_COLUMNS = Columns(
+    {
+        "train": ("loss", "rmsd_median", "strain_median", "skipped"),
+        "valid": (
+            "loss",
+            "rmsd_median",
+            "strain_median",
+            "delta_q_median",
+            "volume_mae",
+            "steps_median",
+            "right_basin",
+            "converged",
+            "failed",
+            "total",
+        ),
+        "replay": _FRAME_KEPT,
+    },
+    {
+        "train": (("strain_median", "strain", 4), ("rmsd_median", "RMSD Å", 4)),
+        "valid": (("strain_median", "strain", 4), ("rmsd_median", "RMSD Å", 4), ("right_basin", "basin", 0)),
+        "replay": _FRAME_SHOWN,
+    },
+)
 
 
 class Log:
@@ -41,59 +84,79 @@ class Log:
         return tqdm(total=total, desc=what, leave=False, disable=None if self.verbose else True)
 
 
-def epoch_row(epoch: int, errors: Mapping[str, Errors | None], **values: float) -> dict[str, Any]:
+def epoch_row(epoch: int, errors: Mapping[str, Any], columns: Columns, **values: float) -> dict[str, Any]:
     """One line of the history: ``<set>_<measure>`` for every set, and what else is given."""
     row: dict[str, Any] = {"epoch": epoch, **values}
-    for name in SETS:
+    for name, measures in columns.kept.items():
         found = errors.get(name)
-        for measure in _MEASURES:
+        for measure in measures:
             row[f"{name}_{measure}"] = math.nan if found is None else getattr(found, measure)
     return row
 
 
 def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write the history as CSV: energies in meV/atom, forces in meV/Å, stress in kbar."""
+    """Write the history as CSV: energies in meV/atom, forces in meV/Å, stress in kbar, distances in Å.
+
+    Stages of different kinds have different columns; what a stage does not have stays empty.
+    """
     partial = path.with_name(path.name + ".part")
     with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
     partial.replace(path)
 
 
-def header_line() -> str:
+def header_line(columns: Columns) -> str:
     """Column titles of :func:`epoch_line`."""
-    groups = "".join(f"{name + '  E meV/at  F meV/Å':>26s}" for name in SETS)
+    groups = ""
+    for name, shown in columns.shown.items():
+        titles = [title for _, title, _ in shown]
+        titles[0] = f"{name} {titles[0]}"
+        groups += "".join(f"{title:>16s}" if k == 0 else f"{title:>10s}" for k, title in enumerate(titles))
     return f"{'epoch':>5s}{groups}{'penalty/loss':>14s}{'lr':>10s}{'s':>7s}"
 
 
-def epoch_line(row: Mapping[str, Any], best: bool) -> str:
+def epoch_line(row: Mapping[str, Any], columns: Columns, best: bool) -> str:
     """One epoch for the terminal; a star marks the best so far."""
-    groups = "".join(f"{_number(row[f'{n}_energy_mae'])}{_number(row[f'{n}_forces_mae'])}" for n in SETS)
+    groups = "".join(
+        _number(row[f"{name}_{measure}"], 16 if k == 0 else 10, digits)
+        for name, shown in columns.shown.items()
+        for k, (measure, _, digits) in enumerate(shown)
+    )
     ratio = row["penalty"] / row["train_loss"] if row["train_loss"] else math.nan
     tail = f"{ratio:14.3g}{row['learning_rate']:10.2g}{row['seconds']:7.0f}"
     return f"{row['epoch']:5d}{groups}{tail}{' *' if best else ''}"
 
 
-def _number(value: float) -> str:
-    return f"{'-':>13s}" if math.isnan(value) else f"{value:13.2f}"
+def _number(value: float, width: int, digits: int) -> str:
+    return f"{'-':>{width}s}" if math.isnan(value) else f"{value:{width}.{digits}f}"
 
 
-def comparison_table(before: Mapping[str, Errors], after: Mapping[str, Errors]) -> str:
+#: Measures of the final table: attribute, title, digits. Those a set does not have are left out.
+_COMPARED = (
+    ("energy_mae", "energy MAE, meV/atom", 2),
+    ("forces_mae", "force MAE, meV/Å", 2),
+    ("stress_mae", "stress MAE, kbar", 2),
+    ("slope", "softening slope", 3),
+    ("strain_median", "strain, median", 4),
+    ("rmsd_median", "RMSD, median, Å", 4),
+    ("delta_q_median", "Delta Q, median", 3),
+    ("volume_mae", "volume MAE, %", 2),
+    ("steps_median", "steps, median", 0),
+    ("right_basin", "in the right basin", 0),
+    ("failed", "relaxations failed", 0),
+)
+
+
+def comparison_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Errors of every set before and after, for the end of a run."""
-    measures = (
-        ("energy_mae", "energy MAE, meV/atom"),
-        ("forces_mae", "force MAE, meV/Å"),
-        ("stress_mae", "stress MAE, kbar"),
-        ("slope", "softening slope"),
-    )
     lines = [f"  {'':12s}{'':24s}{'before':>10s}{'after':>10s}{'change':>9s}"]
     for name in before:
-        for measure, title in measures:
-            old, new = getattr(before[name], measure), getattr(after[name], measure)
+        for measure, title, digits in _COMPARED:
+            old, new = getattr(before[name], measure, math.nan), getattr(after[name], measure, math.nan)
             if math.isnan(old) or math.isnan(new):
                 continue
-            digits = 3 if measure == "slope" else 2
             # Errors on the model's own labels start at rounding noise, which is no measure for a change.
             change = f"{100 * (new / old - 1):+8.1f}%" if round(old, digits) else f"{'':>9s}"
             lines.append(f"  {name:12s}{title:24s}{old:10.{digits}f}{new:10.{digits}f}{change}")

@@ -62,10 +62,12 @@ def parameter_table(potential: Potential) -> str:
     return "\n".join([*lines, f"  {'all':32s}{trained:12,d}{frozen:10,d}"])
 
 
-def build_optimizer(parameters: list[nn.Parameter], config: FinetuneConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    parameters: list[nn.Parameter], learning_rate: float, config: FinetuneConfig
+) -> torch.optim.Optimizer:
     """Adam or AdamW as the config says."""
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return kind(parameters, lr=learning_rate, weight_decay=config.weight_decay)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: FinetuneConfig, steps: int) -> LambdaLR:
@@ -134,7 +136,8 @@ class Updater:
             value += float(loss.detach())
             if not math.isfinite(value):
                 raise TrainingError(f"the loss is {value}")
-            loss.backward()
+            if loss.requires_grad:  # not if every example of a piece had to be left out
+                loss.backward()
         if self.penalty is not None:
             self.penalty.add_gradient()
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self.clip_norm or math.inf))

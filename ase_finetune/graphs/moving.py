@@ -38,7 +38,9 @@ class MovingGraph:
         self._lists = [SkinNeighborList(cutoff, skin) for _ in structures]
         self._dtype, self._device = dtype, device
         self._sizes = [len(atoms) for atoms in self._atoms]
+        # The graph as it was joined, and how many lists had been built then: a selection shares them.
         self._graph: AtomGraph | None = None
+        self._built = 0
 
     @property
     def rebuilds(self) -> int:
@@ -63,7 +65,6 @@ class MovingGraph:
             For each structure that cannot be evaluated, why.
         """
         edges, failures = [], {}
-        before = self.rebuilds
         for index, (x, h) in enumerate(
             zip(positions.detach().cpu().split(self._sizes), cell.detach().cpu(), strict=True)
         ):
@@ -77,12 +78,13 @@ class MovingGraph:
         if failures:
             self._graph = None
             return None, failures
-        if self._graph is None or self.rebuilds != before:
+        if self._graph is None or self.rebuilds != self._built:
             graphs = [
                 AtomGraph.from_atoms(atoms, 0.0, dtype=self._dtype, edges=pairs)
                 for atoms, pairs in zip(self._atoms, edges, strict=True)
             ]
             self._graph = collate(graphs).to(self._device)
+            self._built = self.rebuilds
         x, h = positions.detach(), cell.detach()
         return self._graph.replace(positions=x.to(self._device, self._dtype), cell=h.to(self._device, self._dtype)), {}
 

@@ -41,15 +41,18 @@ def check_atoms(atoms: Atoms) -> None:
     cell = np.asarray(atoms.cell[:])
     if not np.isfinite(cell).all():
         raise InputError(f"the cell is not finite: {cell.tolist()}")
-    periodic = cell[np.asarray(atoms.pbc)]
-    # Relative measure: the volume spanned by the periodic vectors over the product of their lengths.
-    lengths = np.linalg.norm(periodic, axis=1)
-    if len(periodic) and (
-        lengths.min() < 1e-8 or np.linalg.svd(periodic / lengths[:, None], compute_uv=False).min() < 1e-6
-    ):
+    if not spans_volume(cell[np.asarray(atoms.pbc)]):
         raise InputError(
             f"pbc={np.asarray(atoms.pbc).tolist()} needs a cell that spans a volume, but the cell is {cell.tolist()}"
         )
+
+
+def spans_volume(vectors: FloatArray) -> bool:
+    """Whether (m, 3) finite cell vectors are linearly independent, whatever their lengths."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not len(vectors) or lengths.min() < 1e-8:
+        return not len(vectors)
+    return bool(np.linalg.svd(vectors / lengths[:, None], compute_uv=False).min() >= 1e-6)
 
 
 def neighbor_list(atoms: Atoms, cutoff: float) -> tuple[IntArray, FloatArray]:
@@ -131,7 +134,7 @@ class SkinNeighborList:
             return False
         positions, stretch = atoms.get_positions(), 1.0
         if not np.array_equal(old.cell[:], atoms.cell[:]):
-            if old.cell.rank < 3 or not np.isfinite(atoms.cell[:]).all():
+            if not spans_volume(old.cell[:]) or not np.isfinite(atoms.cell[:]).all():
                 return False
             # x = (x_old + u) D with the deformation D of the cell: a pair shortens at most to
             # s (d - 2 |u|), s the smallest singular value of D.

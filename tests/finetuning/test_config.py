@@ -44,6 +44,7 @@ EVERYTHING = {
     "device": "cpu",
     "dtype": "float64",
     "trust_pickle": True,
+    "bptt": {"epochs": 5, "steps": 7, "gradient": "guided", "loss": {"rmsd": 0.5, "strain": 2.0}},
 }
 
 

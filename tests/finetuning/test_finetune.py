@@ -25,6 +25,7 @@ from ase_finetune.errors import (
 )
 from ase_finetune.finetuning import training
 from ase_finetune.finetuning.history import Log
+from ase_finetune.finetuning.tasks import FrameTask, Replay
 from ase_finetune.metrics import Errors
 from ase_finetune.potentials import MorsePotential, save_potential
 from ase_finetune.potentials.mace import MACEPotential
@@ -303,11 +304,11 @@ def test_history(method, replay):
     calculator = run(method=method, replay=replay, epochs=3)
     assert [row["epoch"] for row in calculator.history] == [1, 2, 3]
     columns = {f"{name}_{measure}" for name in SETS for measure in MEASURES}
-    columns |= {"epoch", "learning_rate", "penalty", "seconds", "best"}
+    columns |= {"stage", "epoch", "learning_rate", "penalty", "seconds", "best"}
     for row in calculator.history:
         assert set(row) == columns
         assert (row["penalty"] > 0) == (method == "reewc")
-        assert all(math.isfinite(row[name]) for name in columns if replay or not name.startswith("replay"))
+        assert all(math.isfinite(row[name]) for name in columns - {"stage"} if replay or not name.startswith("replay"))
         assert math.isnan(row["replay_loss"]) == (replay is None)
 
 
@@ -365,7 +366,7 @@ def test_metadata():
     )
     assert {"ase_finetune", "python", "torch", "ase"} <= set(metadata["versions"])
     assert all(len(digest) == 64 for digest in metadata["data"].values())
-    assert set(metadata["errors"]) == {"best_epoch", "before", "after"}
+    assert set(metadata["errors"]) == {"stage", "best_epoch", "before", "after"}
     assert set(metadata["errors"]["before"]) == {"train", "valid", "replay"}
     assert metadata["fisher"]["kind"] == "gaussian"
     assert metadata["fisher"]["divided_by_mean"] > 0
@@ -619,8 +620,9 @@ def test_loss_that_blows_up(tmp_path):
 def test_the_best_weights_survive_a_loss_that_blows_up(monkeypatch):
     """A trainer that fails holds the best weights it saw."""
     potential = morse.pretrained()
-    sets = training.Sets(*(morse.graphs(frames, potential) for frames in (TRAIN, VALID)), [], [])
-    trainer = training.Trainer(potential, sets, FinetuneConfig(method="naive", learning_rate=0.03), None, Log(False))
+    config = FinetuneConfig(method="naive", learning_rate=0.03)
+    task = FrameTask(potential, *(morse.graphs(frames, potential) for frames in (TRAIN, VALID)), config)
+    trainer = training.Trainer(potential, task, Replay(), config, None, Log(False))
     first = []
     original = training.Trainer._epoch
 

@@ -124,7 +124,7 @@ def test_gradient_that_is_not_finite(theta, clip_norm):
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_optimizers(theta, name, kind):
-    optimizer = build_optimizer([theta], FinetuneConfig(optimizer=name, learning_rate=0.02, weight_decay=0.3))
+    optimizer = build_optimizer([theta], 0.02, FinetuneConfig(optimizer=name, weight_decay=0.3))
     assert type(optimizer) is kind
     assert optimizer.param_groups[0]["lr"] == 0.02
     assert optimizer.param_groups[0]["weight_decay"] == 0.3

@@ -1,0 +1,126 @@
+"""Options of training through relaxations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from ase_finetune.errors import InputError
+from ase_finetune.optimize.batched import METHODS, build_method
+from ase_finetune.optimize.method import Method, Scalar, check_positive
+from ase_finetune.trajectories.implicit import FixedPointSolver
+from ase_finetune.trajectories.losses import StructureLoss
+from ase_finetune.trajectories.rollout import GradientKind, GradientOptions
+
+
+@dataclass(frozen=True)
+class RelaxationConfig:
+    """How relaxations are trained on (``method="bptt"`` and its combinations).
+
+    Parameters
+    ----------
+    epochs, batch_size, learning_rate
+        As those for frames; an example is a pair of structures.
+    optimizer
+        ``"fire"``, ``"lbfgs"`` or ``"gradient-descent"``: the map that is iterated.
+    steps
+        Steps of a rollout.
+    step_size
+        First time step of FIRE, step in Å²/eV of gradient descent, curvature in eV/Å² of LBFGS; ``None`` for the
+        optimizer's default.
+    momentum
+        Of gradient descent.
+    train_step_size
+        Train the logarithm of the step size too (it is not part of the result), at
+        ``step_size_learning_rate``.
+    cell
+        Whether cells relax; ``None``: if they do in the pairs.
+    gradient, window
+        See :class:`ase_finetune.trajectories.GradientOptions`.
+    fmax
+        Structures whose forces are below (eV/Å) stop early; for ``"implicit"`` and ``"guided"`` the
+        bound of a fixed point. ``None``: none, and 0.02.
+    loss
+        On the final structures.
+    weight
+        Of this loss beside the EWC penalty, and beside replay in ``joint`` steps.
+    clip_norm
+        Largest norm of the gradient by the parameters, penalty included; ``None`` for no clipping.
+    clip_growth
+        Largest growth of a structure's gradient on its way back through the steps, beyond which it is scaled
+        down; ``None`` for no bound.
+    max_edges
+        Largest number of edges relaxed at once; ``None`` is 4000 on a CPU and 50 000 on a GPU.
+    valid_fmax, valid_steps
+        Validation relaxes held-out structures until all forces are below (eV/Å), or so many steps.
+    """
+
+    epochs: int = 3
+    batch_size: int = 8
+    learning_rate: float = 3e-4
+    optimizer: Literal["fire", "lbfgs", "gradient-descent"] = "fire"
+    steps: int = 20
+    step_size: float | None = None
+    momentum: float = 0.0
+    train_step_size: bool = False
+    step_size_learning_rate: float = 1e-2
+    cell: bool | None = None
+    gradient: GradientKind = "adjoint"
+    window: int = 5
+    fmax: float | None = None
+    loss: StructureLoss = field(default_factory=StructureLoss)
+    weight: float = 1.0
+    clip_norm: float | None = 10.0
+    clip_growth: float | None = 100.0
+    max_edges: int | None = None
+    valid_fmax: float = 0.05
+    valid_steps: int = 500
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("optimizer", tuple(METHODS)), ("gradient", get_args(GradientKind))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(allowed)}")
+        for name in _POSITIVE:
+            if getattr(self, name) is not None:
+                check_positive(f"bptt.{name}", getattr(self, name))
+        if self.momentum and self.optimizer != "gradient-descent":
+            raise InputError(f"momentum is an option of gradient-descent, not of {self.optimizer}")
+        if self.train_step_size and self.gradient == "implicit":
+            raise InputError("the implicit gradient does not depend on the step size, so it cannot train it")
+        self.method()  # an optimizer refuses what it cannot use
+
+    def method(self, step_size: Scalar | None = None) -> Method[Any]:
+        """The optimizer, with another step size if one is given."""
+        options: dict[str, Any] = {"momentum": self.momentum} if self.momentum else {}
+        method = build_method(self.optimizer, **options)
+        value = self.step_size if step_size is None else step_size
+        return method if value is None else method.with_step_size(value)
+
+    def gradient_options(self) -> GradientOptions:
+        """How the gradient of the final structures is taken."""
+        solver = FixedPointSolver(fmax=self.fmax or 0.02, tolerance=1e-2, on_failure="drop")
+        return GradientOptions(self.gradient, window=self.window, solver=solver, clip_growth=self.clip_growth)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> RelaxationConfig:
+        """Options by name; ``loss`` may be a dictionary.
+
+        Raises
+        ------
+        InputError
+            If an option does not exist or its value is not usable.
+        """
+        values = dict(options)
+        try:
+            if isinstance(values.get("loss"), Mapping):
+                values["loss"] = StructureLoss(**values["loss"])
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"options of bptt: {error}") from error
+
+
+_POSITIVE = """
+    epochs batch_size learning_rate steps step_size step_size_learning_rate window fmax weight clip_norm clip_growth
+    max_edges valid_fmax valid_steps
+    """.split()

@@ -1,0 +1,178 @@
+"""Relaxation as an iterated map: one step of an optimizer on a batch of structures."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from ase_finetune.graphs import AtomGraph, MovingGraph
+from ase_finetune.optimize.cell import CellOptions
+from ase_finetune.optimize.coordinates import Coordinates
+from ase_finetune.optimize.layout import Layout
+from ase_finetune.optimize.method import Method, State
+from ase_finetune.potentials.base import Potential, Prediction
+
+#: Skin in Å of the neighbour lists: relaxations move little from step to step.
+DEFAULT_SKIN = 1.0
+
+#: A cell that shrinks or grows by more than this factor in volume has exploded.
+LARGEST_VOLUME_RATIO = 5.0
+
+#: So has an atom that has moved by more than this (Å); neighbour lists of numbers without bounds may not end.
+LARGEST_DISPLACEMENT = 1000.0
+
+
+@dataclass(frozen=True)
+class RelaxationState:
+    """Coordinates (N, 3) in Å and the state of the optimizer."""
+
+    coordinates: Tensor
+    method: State
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, the coordinates first."""
+        return (self.coordinates, *self.method.tensors())
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> RelaxationState:
+        """A state of the same kind with other tensors."""
+        return RelaxationState(tensors[0], self.method.with_tensors(tensors[1:]))
+
+    def scaled(self, tensors: Sequence[Tensor], factor: Tensor, layout: Layout) -> list[Tensor]:
+        """Tensors like those of this state, each structure's multiplied by its factor (b,)."""
+        return [tensors[0] * layout.spread(factor), *self.method.scaled(tensors[1:], factor, layout)]
+
+    def select(self, rows: Tensor, structures: Tensor) -> RelaxationState:
+        """The state of some structures, given the indices of their rows and their own."""
+        return RelaxationState(self.coordinates[rows], self.method.select(rows, structures))
+
+    def joined(self, other: RelaxationState, order: Tensor) -> RelaxationState:
+        """The state of two batches as one; ``order`` is that of their rows, one after the other."""
+        coordinates = torch.cat([self.coordinates, other.coordinates])[order]
+        return RelaxationState(coordinates, self.method.joined(other.method, order))
+
+    def detached(self) -> RelaxationState:
+        """The same values without their graph."""
+        return RelaxationState(self.coordinates.detach(), self.method.detached())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Energies (b,) in eV, forces on the coordinates (N, 3), their longest row (b,) in eV/Å, the prediction."""
+
+    energy: Tensor
+    forces: Tensor
+    fmax: Tensor
+    prediction: Prediction
+
+
+class Relaxation:
+    """The map that one optimizer step is, on a batch of structures with one potential.
+
+    Parameters
+    ----------
+    potential
+        What gives forces and stress. Coordinates are float64 whatever its dtype.
+    method
+        The optimizer.
+    structures
+        Start, with constraints; not changed.
+    cell
+        Options of a variable cell; ``None`` for fixed cells.
+    skin
+        Of the neighbour lists, Å.
+
+    Raises
+    ------
+    InputError
+        If a structure holds elements the potential does not know, an unsupported constraint, or no cell
+        although the cell shall relax; its position in the list is named.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        method: Method[Any],
+        structures: Sequence[Atoms],
+        cell: CellOptions | None = None,
+        skin: float = DEFAULT_SKIN,
+    ) -> None:
+        self.potential = potential
+        self.method = method
+        self.coordinates = Coordinates.of(structures, cell, device=potential.device)
+        self._graph = MovingGraph(structures, potential.cutoff, skin, potential.dtype, potential.device)
+        start = torch.cat([torch.tensor(atoms.positions, dtype=torch.float64) for atoms in structures])
+        self._start = start.to(potential.device)
+
+    def start(self) -> RelaxationState:
+        """The structures as they were given."""
+        rows = self.coordinates.rows(self._start)
+        return RelaxationState(rows, self.method.start(rows, self.coordinates.layout))
+
+    def graph(self, state: RelaxationState) -> tuple[AtomGraph | None, dict[int, str]]:
+        """The graph at a state, without gradients, or for each structure that has exploded why."""
+        with torch.no_grad():
+            positions, cell = self.coordinates.structure(state.coordinates)
+            failures = self._exploded(state.coordinates, positions, cell)
+            return (None, failures) if failures else self._graph.update(positions, cell)
+
+    def evaluate(self, state: RelaxationState, graph: AtomGraph, *, create_graph: bool = False) -> Evaluation:
+        """Forces at a state; ``graph`` has its edges."""
+        dtype = self.potential.dtype
+        positions, cell = self.coordinates.structure(state.coordinates)
+        prediction = self.potential.predict(
+            graph.replace(positions=positions.to(dtype), cell=cell.to(dtype)),
+            # Of a fixed cell it is only for the results, which no gradient is taken of.
+            stress=self.coordinates.cell is not None or not create_graph,
+            create_graph=create_graph,
+        )
+        assert prediction.forces is not None
+        stress = None if prediction.stress is None else prediction.stress.double()
+        forces = self.coordinates.forces(state.coordinates, prediction.forces.double(), stress)
+        with torch.no_grad():
+            fmax = self.coordinates.layout.longest(forces)
+        return Evaluation(prediction.energy, forces, fmax, prediction)
+
+    def move(self, state: RelaxationState, forces: Tensor, active: Tensor | None = None) -> RelaxationState:
+        """The state after one step; structures that are not ``active`` (b,) stay where they are."""
+        displacement, method = self.method.step(state.method, forces, self.coordinates.layout)
+        if active is not None:
+            displacement = torch.where(self.coordinates.layout.spread(active), displacement, 0.0)
+        return RelaxationState(state.coordinates + displacement, method)
+
+    def select(self, structures: Sequence[int]) -> tuple[Relaxation, Tensor, Tensor]:
+        """The map of some structures, the indices of their rows, and their own, both ascending."""
+        chosen = copy.copy(self)
+        chosen.coordinates, rows, kept = self.coordinates.select(structures)
+        chosen._graph = self._graph.select(kept.tolist())
+        chosen._start = self._start[rows[rows < self.coordinates.num_atoms]]
+        return chosen, rows, kept
+
+    def joined(self, other: Relaxation) -> tuple[Relaxation, Tensor]:
+        """The map of the structures of both, and the order of the rows of both, one after the other, in it."""
+        both = copy.copy(self)
+        both.coordinates, order = self.coordinates.joined(other.coordinates)
+        both._graph = self._graph.joined(other._graph)
+        both._start = torch.cat([self._start, other._start])
+        return both, order
+
+    def _exploded(self, rows: Tensor, positions: Tensor, cell: Tensor) -> dict[int, str]:
+        layout = self.coordinates.layout
+        finite = torch.ones(layout.count, dtype=torch.bool, device=cell.device) & cell.isfinite().all(2).all(1)
+        owner = layout.owner[: len(positions)]
+        finite[owner[~positions.isfinite().all(1)]] = False
+        failures = {int(index): "positions or cell are not finite" for index in (~finite).nonzero()}
+        moved = (rows[: len(positions)] - self._start).norm(dim=1)
+        for atom in (finite[owner] & (moved > LARGEST_DISPLACEMENT)).nonzero():
+            failures[int(owner[atom])] = f"an atom has moved by {float(moved[atom]):.3g} Å"
+        if self.coordinates.cell is not None:
+            ratio = torch.linalg.det(cell) / torch.linalg.det(self.coordinates.cell0)
+            outside = (ratio > LARGEST_VOLUME_RATIO) | (ratio < 1 / LARGEST_VOLUME_RATIO)
+            for index in (finite & outside).nonzero():
+                failures[int(index)] = f"the cell's volume has changed by a factor of {float(ratio[index]):.3g}"
+        return failures
