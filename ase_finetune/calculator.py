@@ -200,7 +200,7 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
 
     def results_of(self, prediction: Prediction, atoms: Atoms) -> dict[str, Any]:
         """The results dictionary of one structure from a potential's prediction for it."""
-        energies = prediction.energies.double().cpu().numpy() + self._offsets(atoms)
+        energies = prediction.energies.double().cpu().numpy() + self.reference_energies(atoms)
         results: dict[str, Any] = {"energies": energies, "energy": float(energies.sum())}
         results["free_energy"] = results["energy"]
         if prediction.forces is not None:
@@ -209,7 +209,8 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
             results["stress"] = prediction.stress[0].double().cpu().numpy()
         return results
 
-    def _offsets(self, atoms: Atoms) -> Any:
+    def reference_energies(self, atoms: Atoms) -> Any:
+        """(n,) energies in eV that ``reference="target"`` adds to the model's own, 0 otherwise."""
         if self.parameters["reference"] == "model":
             return 0.0
         offsets = self.metadata.get("reference_offsets", {})

@@ -33,7 +33,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show the full trace of an error")
     commands = parser.add_subcommands(required=True, dest="command")
-    commands.add_subcommand("fit", _fit_parser(), help="fine-tune a model on labelled frames")
+    commands.add_subcommand("fit", _fit_parser(), help="fine-tune a model on labelled frames or relaxations")
     commands.add_subcommand("evaluate", _evaluate_parser(), help="errors of a model on labelled frames")
     commands.add_subcommand("models", _models_parser(), help="list the pretrained models")
     commands.add_subcommand("export", _export_parser(), help="write the backend's own checkpoint")
@@ -44,9 +44,17 @@ def _fit_parser() -> ArgumentParser:
     parser = _Parser(description="Example: ase-finetune fit 7net-0 frames.extxyz --output runs/mine --epochs 20")
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_argument("model", type=str, help="name, saved folder or checkpoint")
-    parser.add_argument("train", type=str, help="labelled frames, any format ASE reads")
+    parser.add_argument("train", type=str | None, nargs="?", help="labelled frames, any format ASE reads")
     parser.add_argument("--output", type=str, required=True, help="folder for the result; must not exist or be empty")
     parser.add_argument("--valid", type=float | str, default=0.1, help="fraction to hold out, or a file")
+    parser.add_argument(
+        "--relaxations",
+        type=str,
+        nargs=2,
+        metavar=("INITIAL", "RELAXED"),
+        help="pairs to train through relaxations with",
+    )
+    parser.add_argument("--valid_relaxations", type=float | list[str], default=0.1, help="fraction, or two files")
     parser.add_argument("--replay", type=str | None, default="embedded", help="'embedded' or a file")
     parser.add_argument("--head", type=str | None, default=None, help="head or modality of the model")
     parser.add_argument("--quiet", action="store_true", help="print nothing")
@@ -89,6 +97,8 @@ def _fit(options: Namespace) -> None:
         options.model,
         options.train,
         options.valid,
+        relaxations=options.relaxations,
+        valid_relaxations=options.valid_relaxations,
         replay=options.replay,
         output=options.output,
         head=options.head,

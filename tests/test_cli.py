@@ -47,6 +47,34 @@ def test_models(capsys):
     assert {"sevenn", "89"} <= set(sevennet0.split())
 
 
+def test_fit_through_relaxations(folder, capsys):
+    """Two files of pairs, nested options, and no frames: the same weights as from Python."""
+    target = morse.silicon(3, 7)
+    start = [atoms.copy() for atoms in target]
+    for number, atoms in enumerate(start):
+        atoms.rattle(0.05, seed=number)
+    files = [str(folder / "initial.extxyz"), str(folder / "relaxed.extxyz")]
+    for name, structures in zip(files, (start, target), strict=True):
+        write(name, structures)
+    arguments = ["fit", str(folder / "model"), "--relaxations", *files, "--valid_relaxations", "0.34", "--method", "bptt"]
+    options = ["--bptt.steps", "4", "--bptt.epochs", "1", "--bptt.loss.rmsd", "2.0", "--monitor_size", "1"]
+    places = ["--output", str(folder / "run"), "--replay", str(folder / "replay.extxyz"), "--device", "cpu"]
+    assert main([*arguments, *options, *places]) == 0
+    assert "valid strain" in capsys.readouterr().out
+    calculator = finetune(
+        folder / "model",
+        relaxations=files,
+        valid_relaxations=0.34,
+        method="bptt",
+        bptt={"steps": 4, "epochs": 1, "loss": {"rmsd": 2.0}},
+        replay=folder / "replay.extxyz",
+        monitor_size=1,
+        device="cpu",
+        verbose=False,
+    )
+    assert morse.same_weights(weights(folder / "run" / "model"), calculator.potential)
+
+
 def test_fit_is_finetune(folder, capsys):
     """A YAML file, options that overrule it, and the same from Python: the same weights."""
     config = {
@@ -185,7 +213,8 @@ def test_the_options_are_those_of_the_config():
     values = {item.name: options[item.name] for item in fields(FinetuneConfig)}
     assert FinetuneConfig.from_options(values) == FinetuneConfig()
     extra = set(options) - set(values)
-    assert extra == {"config", "model", "train", "output", "valid", "replay", "head", "quiet"}
+    sources = {"model", "train", "valid", "relaxations", "valid_relaxations", "replay"}
+    assert extra == sources | {"config", "output", "head", "quiet"}
 
 
 def test_no_replay(folder):

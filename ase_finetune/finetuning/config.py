@@ -173,7 +173,7 @@ class FinetuneConfig:
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> FinetuneConfig:
-        """Config from keyword arguments; ``loss`` may be a name, a dictionary or a :class:`Loss`, ``bptt`` a dictionary.
+        """Config from keyword arguments; ``loss`` and ``bptt`` may be dictionaries, ``loss`` also a name.
 
         Raises
         ------

@@ -91,6 +91,19 @@ def full_stress(voigt: Tensor) -> Tensor:
     return voigt[:, [0, 5, 4, 5, 1, 3, 4, 3, 2]].reshape(-1, 3, 3)
 
 
+def exponential(matrices: Tensor) -> Tensor:
+    """Exponentials of (b, n, n) matrices to rounding, differentiable.
+
+    Of one matrix alone with a norm between 3e-4 and 5e-2, torch 2.13 gives it on a CPU with errors of up to 1e-10,
+    and its derivative with 4e-9; of two it is exact. A structure would relax otherwise alone than with others.
+    """
+    if len(matrices) != 1:
+        several: Tensor = torch.matrix_exp(matrices)
+        return several
+    twice: Tensor = torch.matrix_exp(matrices.expand(2, -1, -1))
+    return twice[:1]
+
+
 def logarithmic_force(logarithm: Tensor, deformation: Tensor, virial: Tensor) -> Tensor:
     """-dE/dL (b, 3, 3) for the deformation F = exp(L) and the virial -V sigma.
 
@@ -106,8 +119,7 @@ def logarithmic_force(logarithm: Tensor, deformation: Tensor, virial: Tensor) ->
     transposed = logarithm.transpose(1, 2)
     upper = torch.cat([transposed, gradient], dim=2)
     lower = torch.cat([torch.zeros_like(transposed), transposed], dim=2)
-    exponential: Tensor = torch.matrix_exp(torch.cat([upper, lower], dim=1))
-    return exponential[:, :3, 3:]
+    return exponential(torch.cat([upper, lower], dim=1))[:, :3, 3:]
 
 
 def cell_options(cell: bool | CellOptions | dict[str, Any]) -> CellOptions | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ase_finetune.errors import InputError
 from ase_finetune.graphs.neighbors import spans_volume
-from ase_finetune.optimize.cell import CellOptions, full_stress, logarithmic_force
+from ase_finetune.optimize.cell import CellOptions, exponential, full_stress, logarithmic_force
 from ase_finetune.optimize.constraints import free_components
 from ase_finetune.optimize.layout import Layout
 
@@ -114,7 +114,7 @@ class Coordinates:
         """Positions (n, 3) and cells (b, 3, 3) in Å."""
         if self.cell is None:
             return rows, self.cell0
-        deformation: Tensor = torch.matrix_exp(self._logarithm(rows))
+        deformation = exponential(self._logarithm(rows))
         positions = torch.einsum("nj,nij->ni", rows[: self.num_atoms], deformation[self._batch])
         return positions, self.cell0 @ deformation.transpose(1, 2)
 
@@ -134,7 +134,7 @@ class Coordinates:
             return forces
         assert stress is not None
         logarithm = self._logarithm(rows)
-        deformation: Tensor = torch.matrix_exp(logarithm)
+        deformation = exponential(logarithm)
         volume = torch.linalg.det(self.cell0).abs() * torch.linalg.det(deformation)
         pressure = self.cell.scalar_pressure * torch.eye(3, dtype=rows.dtype, device=rows.device)
         virial = -volume[:, None, None] * (full_stress(stress) + pressure)

@@ -124,7 +124,7 @@ class Recording:
         potential = self._calculator.potential
         graph = graph.replace(positions=positions.to(potential.dtype), cell=cell.to(potential.dtype)[None])
         energies = potential.energies(graph).double()
-        return energies.sum() + float(np.sum(self._calculator._offsets(self._atoms)))
+        return energies.sum() + float(np.sum(self._calculator.reference_energies(self._atoms)))
 
     def _rows(self, deformation: Tensor | None, logarithm: Tensor | None) -> Tensor:
         coordinates = self._relaxation.coordinates

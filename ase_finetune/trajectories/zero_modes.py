@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ase_finetune.graphs.neighbors import FloatArray
+from ase_finetune.optimize.cell import exponential
 from ase_finetune.optimize.coordinates import Coordinates
 
 
@@ -71,7 +72,7 @@ def _cell_rotations(coordinates: Coordinates, rows: Tensor) -> list[FloatArray]:
     if coordinates.cell is None:
         return [np.zeros((0, 3, 3))] * count
     logarithm = rows[coordinates.num_atoms :].reshape(-1, 3, 3) / coordinates.factor[:, None, None]
-    deformation = torch.matrix_exp(coordinates.cell.project(logarithm))
+    deformation = exponential(coordinates.cell.project(logarithm))
     # Column by column the derivative of exp at L, from the upper right block of exp([[L, E], [0, L]]).
     directions = torch.eye(9, dtype=rows.dtype, device=rows.device).reshape(9, 3, 3)
     found = []
