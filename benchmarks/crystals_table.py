@@ -18,7 +18,7 @@ def table(files: Sequence[Path]) -> str:
     base = results["untouched"]
     order = sorted(results, key=lambda name: (name != "untouched", name))
     lines = [
-        "medians in the right basin; change on the pairs that both relax into it [90 % bootstrap]; all: mean of all pairs",
+        "medians in the right basin; change on pairs that both relax into it [90 % bootstrap]; means of all pairs",
         "| way | strain | change | RMSD Å | change | right basin | strain, RMSD of all | steps | MPtrj E, F | s |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *(_line(results[name], base) for name in order),

@@ -13,6 +13,8 @@ from ase_finetune.trajectories.implicit import FixedPointSolver
 from ase_finetune.trajectories.losses import StructureLoss
 from ase_finetune.trajectories.rollout import GradientKind, GradientOptions
 
+STARTS = ("initial", "relaxed", "both")
+
 
 @dataclass(frozen=True)
 class RelaxationConfig:
@@ -34,6 +36,9 @@ class RelaxationConfig:
     train_step_size
         Train the logarithm of the step size too (it is not part of the result), at
         ``step_size_learning_rate``.
+    start
+        Where rollouts start: at the ``"initial"`` structures, at the ``"relaxed"`` ones, which they shall not
+        leave (the same minimum by a shorter way), or ``"both"`` (two examples per pair).
     cell
         Whether cells relax; ``None``: if they do in the pairs.
     gradient, window
@@ -43,6 +48,9 @@ class RelaxationConfig:
         bound of a fixed point. ``None``: none, and 0.02.
     loss
         On the final structures.
+    robust
+        Loss s of a structure beyond which it counts logarithmically, s ln(1 + loss/s), so that those which end in
+        another basin do not decide the step; ``None`` for none.
     weight
         Of this loss beside the EWC penalty, and beside replay in ``joint`` steps.
     clip_norm
@@ -65,11 +73,13 @@ class RelaxationConfig:
     momentum: float = 0.0
     train_step_size: bool = False
     step_size_learning_rate: float = 1e-2
+    start: Literal["initial", "relaxed", "both"] = "initial"
     cell: bool | None = None
     gradient: GradientKind = "adjoint"
     window: int = 5
     fmax: float | None = None
     loss: StructureLoss = field(default_factory=StructureLoss)
+    robust: float | None = None
     weight: float = 1.0
     clip_norm: float | None = 10.0
     clip_growth: float | None = 100.0
@@ -78,7 +88,8 @@ class RelaxationConfig:
     valid_steps: int = 500
 
     def __post_init__(self) -> None:
-        for name, allowed in (("optimizer", tuple(METHODS)), ("gradient", get_args(GradientKind))):
+        choices = {"optimizer": tuple(METHODS), "gradient": get_args(GradientKind), "start": STARTS}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(allowed)}")
         for name in _POSITIVE:
@@ -99,7 +110,7 @@ class RelaxationConfig:
 
     def gradient_options(self) -> GradientOptions:
         """How the gradient of the final structures is taken."""
-        solver = FixedPointSolver(fmax=self.fmax or 0.02, tolerance=1e-2, on_failure="drop")
+        solver = FixedPointSolver(fmax=self.fmax or 0.02, tolerance=0.03, max_iterations=60, on_failure="drop")
         return GradientOptions(self.gradient, window=self.window, solver=solver, clip_growth=self.clip_growth)
 
     @classmethod
@@ -121,6 +132,6 @@ class RelaxationConfig:
 
 
 _POSITIVE = """
-    epochs batch_size learning_rate steps step_size step_size_learning_rate window fmax weight clip_norm clip_growth
-    max_edges valid_fmax valid_steps
+    epochs batch_size learning_rate steps step_size step_size_learning_rate window fmax robust weight clip_norm
+    clip_growth max_edges valid_fmax valid_steps
     """.split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections import Counter
@@ -11,10 +12,11 @@ from statistics import median
 from typing import Any
 
 import torch
+from ase import Atoms
 from torch import Tensor, nn
 
 from ase_finetune.calculator import FinetunedCalculator
-from ase_finetune.data import PairSet
+from ase_finetune.data import Pair, PairSet
 from ase_finetune.finetuning.history import RELAXATION_COLUMNS, Log
 from ase_finetune.finetuning.relaxation_config import RelaxationConfig
 from ase_finetune.finetuning.tasks import Measured, Task
@@ -74,10 +76,13 @@ class RelaxationTask(Task):
     ) -> None:
         self._potential, self._train, self._valid, self._config, self._log = potential, train, valid, config, log
         self._energies = energies
-        self.size, self.epochs, self.batch_size = len(train), config.epochs, config.batch_size
+        # Each example is a start and the pair it belongs to.
+        self._starts = [start for ends in _STARTS[config.start] for start in map(ends, train)]
+        self._pair_of = [index % len(train) for index in range(len(self._starts))]
+        self.size, self.epochs, self.batch_size = len(self._starts), config.epochs, config.batch_size
         self.learning_rate, self.clip_norm = config.learning_rate, config.clip_norm
         self._cell = relaxes_cell(train, config)
-        self._edges = [neighbor_list(pair.initial, potential.cutoff)[0].shape[1] for pair in train]
+        self._edges = [neighbor_list(atoms, potential.cutoff)[0].shape[1] for atoms in self._starts]
         self._log_step_size: nn.Parameter | None = None
         if config.train_step_size:
             method = config.method()
@@ -86,6 +91,7 @@ class RelaxationTask(Task):
         self._ends: list[tuple[float, float, float]] = []
         self._skipped: Counter[int] = Counter()
         self._reasons: dict[int, str] = {}
+        self._unsolved: list[tuple[list[int], dict[int, str]]] = []
         self._scale = math.nan
 
     @property
@@ -102,11 +108,16 @@ class RelaxationTask(Task):
         self._ends = []
         self._skipped.clear()
         self._reasons = {}
+        self._unsolved = []
 
     def pieces(self, indices: Sequence[int]) -> list[Callable[[], Tensor]]:
         return [functools.partial(self._loss, piece, len(indices)) for piece in self._by_edges(indices)]
 
     def train_errors(self) -> RolloutErrors:
+        for indices, failures in self._unsolved:
+            for position, reason in failures.items():
+                self._skip(indices[position], reason)
+        self._unsolved.clear()
         skipped = sum(self._skipped.values())
         if not self._ends:
             return RolloutErrors(math.nan, math.nan, math.nan, skipped)
@@ -146,7 +157,7 @@ class RelaxationTask(Task):
             index, reason = next(iter(self._reasons.items()))
             notes.append(
                 f"{sum(self._skipped.values())} rollouts were left out, for example "
-                f"{self._train.describe(index)}: {reason}"
+                f"{self._train.describe(self._pair_of[index])}: {reason}"
             )
         if self.step_size is not None:
             notes.append(f"the step size is {self.step_size:.4g}")
@@ -168,7 +179,7 @@ class RelaxationTask(Task):
         """The part of the batch's loss that these structures contribute; those that explode contribute none."""
         config = self._config
         run = rollout(
-            [self._train[index].initial for index in indices],
+            [self._starts[index] for index in indices],
             self._potential,
             config.method(None if self._log_step_size is None else self._log_step_size.exp()),
             steps=config.steps,
@@ -180,12 +191,16 @@ class RelaxationTask(Task):
             self._skip(indices[position], reason)
         if run.structures is None:
             return torch.zeros((), dtype=torch.float64, device=self._potential.device)
-        kept = [indices[position] for position in run.kept]
+        kept = [self._pair_of[indices[position]] for position in run.kept]
         target = Structures.from_atoms([self._train[k].relaxed for k in kept], device=self._potential.device)
-        total = self._distances(run, run.structures, target, kept)
-        if run.guide is not None:
-            total = total + config.loss(run.guide, target).sum() if not config.loss.energy else total
-        return config.weight * total / batch_size
+        # Filled in the backward pass, if equations cannot be solved.
+        self._unsolved.append(([indices[position] for position in run.kept], run.solver_failures))
+        values = self._distances(run, run.structures, target, kept)
+        if run.guide is not None and any(weight for name, weight in config.loss.weights.items() if name != "energy"):
+            values = values + dataclasses.replace(config.loss, energy=0.0)(run.guide, target)
+        if config.robust is not None:
+            values = config.robust * torch.log1p(values / config.robust)
+        return config.weight * values.sum() / batch_size
 
     def _distances(self, run: Rollout, structures: Structures, target: Structures, kept: list[int]) -> Tensor:
         loss = self._config.loss
@@ -198,11 +213,29 @@ class RelaxationTask(Task):
         with torch.no_grad():
             terms = loss.terms(structures, target)
             self._ends += zip(values.tolist(), terms["rmsd"].tolist(), terms["strain"].tolist(), strict=True)
-        return values.sum()
+        return values
 
     def _skip(self, index: int, reason: str) -> None:
         self._skipped[index] += 1
         self._reasons.setdefault(index, reason)
+
+
+def _at_the_target(pair: Pair) -> Atoms:
+    """The relaxed structure as a start, held by the same constraints."""
+    atoms = pair.relaxed.copy()
+    atoms.set_constraint(pair.initial.copy().constraints)
+    return atoms
+
+
+def _at_the_beginning(pair: Pair) -> Atoms:
+    return pair.initial
+
+
+_STARTS: dict[str, tuple[Callable[[Pair], Atoms], ...]] = {
+    "initial": (_at_the_beginning,),
+    "relaxed": (_at_the_target,),
+    "both": (_at_the_beginning, _at_the_target),
+}
 
 
 def relaxes_cell(pairs: PairSet, config: RelaxationConfig) -> bool:

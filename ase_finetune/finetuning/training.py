@@ -111,9 +111,10 @@ class Trainer:
             for first in range(0, len(order), self.task.batch_size):
                 self._iteration(order[first : first + self.task.batch_size])
                 bar.update()
+        trained = self.task.train_errors()
         for note in self.task.notes():
             self.log(f"note: {note}")
-        errors = {"train": self.task.train_errors(), **self._errors(self.evaluated)}
+        errors = {"train": trained, **self._errors(self.evaluated)}
         best = self._keep_if_best(epoch, errors)
         penalty = self.penalty.value() if self.penalty is not None else 0.0
         seconds = time.perf_counter() - start

@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.constraints import FixAtoms
 
 from ase_finetune import FinetuneConfig, FinetunedCalculator, finetune
 from ase_finetune.data import PairSet, read_pairs
@@ -20,6 +21,7 @@ from ase_finetune.finetuning.relaxation_task import RelaxationTask
 from ase_finetune.finetuning.tasks import Replay
 from ase_finetune.finetuning.training import Trainer
 from ase_finetune.optimize import relax, relaxation
+from ase_finetune.trajectories import implicit
 from tests import morse
 
 FAST = {"device": "cpu", "dtype": "float64", "verbose": False, "early_stopping": None}
@@ -82,9 +84,10 @@ def test_every_gradient_learns_where_relaxations_end(silicon, gradient):
     assert before["strain_median"] > 0.03
     assert after["strain_median"] < 0.6 * before["strain_median"]
     assert after["right_basin"] == after["total"] == 2
-    assert calc.history[-1]["train_skipped"] == 0
+    # A fixed point may turn out to be a saddle point, which is told; nothing else fails.
+    assert calc.history[-1]["train_skipped"] <= (1 if gradient in ("implicit", "guided") else 0)
     # From the pretrained 2.4 towards the true 2.3 Å.
-    assert 2.28 < float(calc.potential.native["distance"][1]) < 2.37
+    assert 2.28 < calc.potential.native["distance"][1].item() < 2.37
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "gradient-descent"])
@@ -196,6 +199,51 @@ def test_a_batch_without_survivors_changes_nothing(pairs):
     assert all(torch.equal(value, before[name]) for name, value in morse.weights(potential).items())
 
 
+@pytest.mark.parametrize("start", ["relaxed", "both"])
+def test_other_starts_learn_the_same(silicon, start):
+    calc = run(*silicon, {"start": start, "steps": 15}, freeze=["depth", "width"])
+    errors = calc.metadata["errors"]
+    assert errors["after"]["valid"]["strain_median"] < 0.6 * errors["before"]["valid"]["strain_median"]
+
+
+def test_starts_keep_the_constraints(pairs):
+    initial, relaxed = (atoms.copy() for atoms in pairs[0])
+    initial.set_constraint(FixAtoms([1]))
+    options = RelaxationConfig.from_options(BPTT | {"start": "both"})
+    task = RelaxationTask(morse.pretrained().double(), read_pairs([(initial, relaxed)]), None, options, Log(False))
+    assert task.size == 2
+    for start, position in zip(task._starts, (initial.positions, relaxed.positions), strict=True):
+        np.testing.assert_array_equal(start.positions, position)
+        assert start.constraints[0].index.tolist() == [1]
+
+
+def test_robust_loss_bounds_the_weight_of_one_structure(pairs):
+    def gradient(robust):
+        potential = morse.pretrained().double()
+        options = RelaxationConfig.from_options(BPTT | {"robust": robust})
+        task = RelaxationTask(potential, read_pairs(pairs[:1]), None, options, Log(False))
+        (piece,) = task.pieces([0])
+        loss = piece()
+        loss.backward()
+        return float(loss.detach()), potential.native["distance"].grad
+
+    plain, slope = gradient(None)
+    bounded, gentle = gradient(0.01)
+    assert bounded == pytest.approx(0.01 * math.log1p(plain / 0.01))
+    torch.testing.assert_close(gentle, slope / (1 + plain / 0.01))
+
+
+def test_equations_that_cannot_be_solved_are_told(pairs, monkeypatch):
+    monkeypatch.setattr(implicit, "conjugate_gradient", lambda h, right, *_: (right, {0: "no solution here"}))
+    options = RelaxationConfig.from_options(BPTT | {"gradient": "implicit", "steps": 200, "fmax": 0.05})
+    task = RelaxationTask(morse.pretrained().double(), read_pairs(pairs[:2]), None, options, Log(False))
+    task.begin_epoch()
+    for piece in task.pieces([1, 0]):
+        piece().backward()
+    assert task.train_errors().skipped == 1
+    assert task.notes() == ["1 rollouts were left out, for example pair 0 of relaxations (list): no solution here"]
+
+
 def test_trained_step_size_moves(pairs):
     config = FinetuneConfig.from_options(
         {"method": "bptt", "bptt": BPTT | {"train_step_size": True, "epochs": 1}, "dtype": "float64"}
@@ -290,6 +338,8 @@ def test_bad_pairs(pairs):
         ({"optimizer": "gradient-descent", "momentum": 1.0}, "momentum must lie between 0 and 1"),
         ({"train_step_size": True, "gradient": "implicit"}, "does not depend on the step size"),
         ({"loss": {"rmsd": -1.0}}, "weight of rmsd"),
+        ({"start": "end"}, "start='end' is not known"),
+        ({"robust": 0.0}, "robust must be a positive number"),
         ({"stepz": 3}, "stepz"),
     ],
 )
