@@ -56,8 +56,19 @@ def test_fit_through_relaxations(folder, capsys):
     files = [str(folder / "initial.extxyz"), str(folder / "relaxed.extxyz")]
     for name, structures in zip(files, (start, target), strict=True):
         write(name, structures)
-    arguments = ["fit", str(folder / "model"), "--relaxations", *files, "--valid_relaxations", "0.34", "--method", "bptt"]
-    options = ["--bptt.steps", "4", "--bptt.epochs", "1", "--bptt.loss.rmsd", "2.0", "--monitor_size", "1"]
+    arguments = ["fit", str(folder / "model"), "--relaxations", *files, "--valid_relaxations", "0.34"]
+    options = [
+        "--method",
+        "bptt",
+        "--bptt.steps",
+        "4",
+        "--bptt.epochs",
+        "1",
+        "--bptt.loss.rmsd",
+        "2.0",
+        "--monitor_size",
+        "1",
+    ]
     places = ["--output", str(folder / "run"), "--replay", str(folder / "replay.extxyz"), "--device", "cpu"]
     assert main([*arguments, *options, *places]) == 0
     assert "valid strain" in capsys.readouterr().out

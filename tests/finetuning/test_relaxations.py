@@ -234,14 +234,16 @@ def test_robust_loss_bounds_the_weight_of_one_structure(pairs):
 
 
 def test_equations_that_cannot_be_solved_are_told(pairs, monkeypatch):
-    monkeypatch.setattr(implicit, "conjugate_gradient", lambda h, right, *_: (right, {0: "no solution here"}))
+    monkeypatch.setattr(implicit, "conjugate_gradient", lambda _, right, *__: (right, {0: "no solution here"}))
     options = RelaxationConfig.from_options(BPTT | {"gradient": "implicit", "steps": 200, "fmax": 0.05})
     task = RelaxationTask(morse.pretrained().double(), read_pairs(pairs[:2]), None, options, Log(False))
     task.begin_epoch()
     for piece in task.pieces([1, 0]):
         piece().backward()
     assert task.train_errors().skipped == 1
-    assert task.notes() == ["1 rollouts were left out, for example pair 0 of relaxations (list): no solution here"]
+    (note,) = task.notes()
+    assert note.startswith("1 rollouts were left out, for example pair 0 ")
+    assert note.endswith(": no solution here")
 
 
 def test_trained_step_size_moves(pairs):
