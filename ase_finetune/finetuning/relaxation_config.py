@@ -99,6 +99,10 @@ class RelaxationConfig:
             raise InputError(f"momentum is an option of gradient-descent, not of {self.optimizer}")
         if self.train_step_size and self.gradient == "implicit":
             raise InputError("the implicit gradient does not depend on the step size, so it cannot train it")
+        if self.gradient == "truncated" and self.fmax is not None:
+            raise InputError(
+                "gradient='truncated' goes through the last steps, which all structures must make: no fmax"
+            )
         self.method()  # an optimizer refuses what it cannot use
 
     def method(self, step_size: Scalar | None = None) -> Method[Any]:

@@ -26,8 +26,13 @@ from ase_finetune.trajectories.evaluation import RelaxationErrors, evaluate_rela
 from ase_finetune.trajectories.rollout import Rollout, rollout
 from ase_finetune.trajectories.structures import Structures
 
-#: Forgetting of so many meV/Å on replay forces weighs as much as the whole validation loss before training.
-FORGETTING_SCALE = 100.0
+#: Force error in meV/Å of universal potentials on structures like those they were trained on. A deviation from
+#: labels that the pretrained model made itself is judged beside it.
+TYPICAL_FORCE_ERROR = 40.0
+
+
+# Errors below (meV/Å) are rounding: the labels are the model's own.
+_OWN_LABELS = 0.1
 
 
 @dataclass(frozen=True)
@@ -144,12 +149,16 @@ class RelaxationTask(Task):
         return errors
 
     def forgetting(self, replay: Measured, before: Measured) -> float:
-        """Rise of the replay force error, :data:`FORGETTING_SCALE` for the loss of the untouched potential.
+        """The relative rise of the replay force error, for the validation loss of the untouched potential.
 
-        The loss of frames has other units than that of structures, so the two cannot be added.
+        The loss of frames has other units than that of structures, so the two cannot be added. A deviation
+        from labels of the pretrained model adds to the error it had, :data:`TYPICAL_FORCE_ERROR`, in quadrature.
         """
-        rise: float = replay.to_dict()["forces_mae"] - before.to_dict()["forces_mae"]
-        return self._scale * rise / FORGETTING_SCALE
+        old, new = (measured.to_dict()["forces_mae"] for measured in (before, replay))
+        if old < _OWN_LABELS:
+            old, new = TYPICAL_FORCE_ERROR, math.hypot(TYPICAL_FORCE_ERROR, new)
+        rise: float = new / old - 1
+        return self._scale * rise
 
     def notes(self) -> list[str]:
         notes = []

@@ -135,19 +135,20 @@ class _Sweep(torch.autograd.Function):
         parameters = [p for p in ctx.parameters if p.requires_grad]
         gradients = [torch.zeros_like(p) for p in parameters]
         path.gradient_norms = [float("nan")] * path.num_steps
-        backward = list(adjoints) if last == path.num_steps else _coordinates_only(adjoints)
+        backward = list(adjoints) if last == path.num_steps else _coordinates_only(adjoints, path.states[last])
         largest = _largest(path, backward[0])
         for step in reversed(range(first, last)):
             backward = _clipped(path, _step_back(path, step, backward, parameters, gradients), largest)
             path.gradient_norms[step] = float(backward[0].norm())
         if first > 0:
-            backward = _coordinates_only(backward)
+            backward = _coordinates_only(backward, path.states[0])
         by_parameter = dict(zip((id(p) for p in parameters), gradients, strict=True))
         return (None, None, None, None, *backward, *(by_parameter.get(id(p)) for p in ctx.parameters))
 
 
-def _coordinates_only(adjoints: Sequence[Tensor]) -> list[Tensor]:
-    return [adjoints[0], *(torch.zeros_like(adjoint) for adjoint in adjoints[1:])]
+def _coordinates_only(adjoints: Sequence[Tensor], state: RelaxationState) -> list[Tensor]:
+    """Adjoints of another state: those of the coordinates, and zeros for its memory, which may be shorter."""
+    return [adjoints[0], *(torch.zeros_like(tensor) for tensor in state.tensors()[1:])]
 
 
 def _largest(path: Path, adjoint: Tensor) -> Tensor | None:

@@ -91,6 +91,8 @@ def relax(
     InputError
         If an argument, an element or a constraint is not usable; the structure's position is named.
     """
+    if isinstance(structures, Atoms):
+        raise InputError("relax takes a list of structures; for one write relax([atoms], calc)[0]")
     method = build_method(optimizer, **options)
     check_positive("fmax", fmax)
     if steps < 0:

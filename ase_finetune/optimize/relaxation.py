@@ -11,6 +11,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from ase_finetune.errors import InputError
 from ase_finetune.graphs import AtomGraph, MovingGraph
 from ase_finetune.optimize.cell import CellOptions
 from ase_finetune.optimize.coordinates import Coordinates
@@ -102,6 +103,7 @@ class Relaxation:
         cell: CellOptions | None = None,
         skin: float = DEFAULT_SKIN,
     ) -> None:
+        _check_elements(potential, structures)
         self.potential = potential
         self.method = method
         self.coordinates = Coordinates.of(structures, cell, device=potential.device)
@@ -176,3 +178,11 @@ class Relaxation:
             for index in (finite & outside).nonzero():
                 failures[int(index)] = f"the cell's volume has changed by a factor of {float(ratio[index]):.3g}"
         return failures
+
+
+def _check_elements(potential: Potential, structures: Sequence[Atoms]) -> None:
+    for index, atoms in enumerate(structures):
+        try:
+            potential.check_numbers(atoms.numbers)
+        except InputError as error:
+            raise InputError(f"structure {index}: {error}") from error

@@ -23,6 +23,10 @@ from ase_finetune.trajectories.structures import Structures
 SAME_BASIN = (0.15, 0.05)
 
 
+# Distance beyond which a structure counts logarithmically.
+_SCALE = 0.1
+
+
 @dataclass(frozen=True)
 class PairError:
     """How one relaxation ended.
@@ -58,7 +62,8 @@ class RelaxationErrors:
     Attributes
     ----------
     loss
-        Mean of strain plus RMSD in Å over all that did not fail: what the default loss measures.
+        Mean of s ln(1 + d/s) over all that did not fail, with d the strain plus the RMSD in Å and s = 0.1: a
+        structure that ends in another basin, or no longer does, must not decide which weights are best.
     rmsd_median, rmsd_mean
         Å.
     strain_median, strain_mean
@@ -101,7 +106,7 @@ def summarize(errors: Sequence[PairError]) -> RelaxationErrors:
         return float(how(values)) if values else math.nan
 
     return RelaxationErrors(
-        loss=mean(error.strain + error.rmsd for error in alive) if alive else math.nan,
+        loss=mean(_SCALE * math.log1p((error.strain + error.rmsd) / _SCALE) for error in alive) if alive else math.nan,
         rmsd_median=over("rmsd"),
         rmsd_mean=over("rmsd", mean),
         strain_median=over("strain"),

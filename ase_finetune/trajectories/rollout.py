@@ -156,6 +156,15 @@ def rollout(
     options = GradientOptions(gradient) if isinstance(gradient, str) else gradient
     if steps < 1:
         raise InputError(f"a rollout needs at least one step, got steps={steps}")
+    if fmax is not None:
+        check_positive("fmax", fmax)
+    if options.kind == "truncated" and options.window_at == "last" and fmax is not None:
+        raise InputError(
+            "gradient='truncated' goes through the last steps of the batch, in which a structure that converged "
+            "before does not move: leave fmax out, so that all make all steps"
+        )
+    if not structures:
+        return Rollout(None)
     if options.needs_fixed_point and fmax is None:
         fmax = options.solver.fmax
     relaxation = Relaxation(potential, method, structures, cell_options(cell), skin)

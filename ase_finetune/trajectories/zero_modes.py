@@ -50,20 +50,37 @@ def zero_modes(coordinates: Coordinates, rows: Tensor, pbc: Tensor) -> Tensor:
 def _rigid_motions(
     positions: FloatArray, free: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], *, rotates: bool
 ) -> FloatArray:
-    """(m, n, 3) orthonormal translations, and rotations, that leave every fixed component where it is."""
+    """(m, n, 3) orthonormal translations, and rotations, that leave every fixed component where it is.
+
+    For ever, not only at first: what pulls at a fixed component would do work later on. So rotations must leave
+    atoms of which a component is fixed where they are, except that those about a coordinate axis never move
+    anything along it.
+    """
     count = len(positions)
     centred = positions - positions.mean(axis=0)
-    generators = [np.tile(axis, (count, 1)) for axis in np.eye(3)]
+    translations = np.array([np.tile(axis, (count, 1)) for axis in np.eye(3)])
+    found = [_at_rest(translations, ~free)]
     if rotates:
-        generators += [np.cross(axis, centred) for axis in np.eye(3)]
-    basis = np.array(generators).reshape(len(generators), -1)
-    # Combinations of the generators with which no fixed component moves.
-    fixed = basis[:, ~free.reshape(-1)]
-    if fixed.shape[1]:
-        _, singular, right = np.linalg.svd(fixed.T)
-        rank = int((singular > 1e-8 * max(1.0, singular.max(initial=0.0))).sum())
-        basis = right[rank:] @ basis
-    return _orthonormal(basis).reshape(-1, count, 3)
+        rotations = np.array([np.cross(axis, centred) for axis in np.eye(3)])
+        held = ~free.all(axis=1, keepdims=True) & np.ones_like(free)
+        found.append(_at_rest(np.concatenate([translations, rotations]), held))
+        for axis in range(3):
+            plane = [k for k in range(3) if k != axis]
+            held = ~free
+            held[:, plane] = held[:, plane].any(axis=1, keepdims=True)
+            found.append(_at_rest(np.concatenate([translations, rotations[axis : axis + 1]]), held))
+    return _orthonormal(np.concatenate(found)).reshape(-1, count, 3)
+
+
+def _at_rest(generators: FloatArray, held: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> FloatArray:
+    """(r, 3 n) combinations of motions (m, n, 3) with which no held component moves."""
+    basis = generators.reshape(len(generators), -1)
+    fixed = basis[:, held.reshape(-1)]
+    if not fixed.shape[1]:
+        return basis
+    _, singular, right = np.linalg.svd(fixed.T)
+    rank = int((singular > 1e-8 * max(1.0, singular.max(initial=0.0))).sum())
+    return np.asarray(right[rank:] @ basis)
 
 
 def _cell_rotations(coordinates: Coordinates, rows: Tensor) -> list[FloatArray]:

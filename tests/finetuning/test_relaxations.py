@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ase_finetune.finetuning.relaxation_config import RelaxationConfig
 from ase_finetune.finetuning.relaxation_task import RelaxationTask
 from ase_finetune.finetuning.tasks import Replay
 from ase_finetune.finetuning.training import Trainer
+from ase_finetune.metrics import Errors
 from ase_finetune.optimize import relax, relaxation
 from ase_finetune.trajectories import implicit
 from tests import morse
@@ -136,6 +138,21 @@ def test_forgetting_less(pairs, held_out, method, schedule):
     forgotten, remembered = (calc.history[-1]["replay_forces_mae"] for calc in (plain, kept))
     assert remembered < 0.9 * forgotten
     assert (kept.history[-1]["penalty"] > 0) == (method != "bptt+replay")
+
+
+def test_forgetting_is_a_relative_rise_of_the_force_error(pairs, held_out):
+    """In quadrature to a typical error for labels of the model itself; as it is for labels of a reference."""
+    task = RelaxationTask(
+        morse.pretrained().double(), read_pairs(pairs), read_pairs(held_out), RelaxationConfig(), Log(False)
+    )
+    valid = task.evaluate(morse.pretrained().double())
+
+    def errors(force):
+        return replace(Errors(*[0.0] * 8), forces_mae=force)
+
+    assert task.forgetting(errors(30.0), errors(0.0)) == pytest.approx(0.25 * valid.loss)
+    assert task.forgetting(errors(33.0), errors(30.0)) == pytest.approx(0.1 * valid.loss)
+    assert task.forgetting(errors(0.0), errors(0.0)) == 0.0
 
 
 def test_weight_scales_the_loss(pairs):
@@ -340,6 +357,7 @@ def test_bad_pairs(pairs):
         ({"optimizer": "gradient-descent", "momentum": 1.0}, "momentum must lie between 0 and 1"),
         ({"train_step_size": True, "gradient": "implicit"}, "does not depend on the step size"),
         ({"loss": {"rmsd": -1.0}}, "weight of rmsd"),
+        ({"gradient": "truncated", "fmax": 0.05}, "which all structures must make: no fmax"),
         ({"start": "end"}, "start='end' is not known"),
         ({"robust": 0.0}, "robust must be a positive number"),
         ({"stepz": 3}, "stepz"),

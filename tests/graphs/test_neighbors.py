@@ -1,42 +1,15 @@
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 
 from ase_finetune.errors import InputError
-from ase_finetune.graphs import SkinNeighborList, check_atoms, neighbor_list
+from ase_finetune.graphs import check_atoms, neighbor_list
+from tests.graphs.edges import as_set, brute_force
 
 CUTOFF = 4.0
-
-
-def brute_force(atoms: Atoms, cutoff: float) -> set[tuple[int, ...]]:
-    """All (i, j, S) with |x_j - x_i + S @ cell| < cutoff, by trying every shift that could count."""
-    cell, pbc, x = np.asarray(atoms.cell[:]), atoms.pbc, atoms.positions
-    reach = np.zeros(3, dtype=int)
-    if pbc.any():
-        # The planes of the periodic vectors are 1/|b_k| apart, b the (pseudo)reciprocal vectors.
-        reciprocal = np.zeros((3, 3))
-        reciprocal[pbc] = np.linalg.pinv(cell[pbc]).T
-        extent = np.linalg.norm(x[None] - x[:, None], axis=2).max() + cutoff
-        reach[pbc] = np.ceil(extent * np.linalg.norm(reciprocal[pbc], axis=1)).astype(int)
-    found = set()
-    for shift in itertools.product(*(range(-n, n + 1) for n in reach)):
-        vectors = x[None] - x[:, None] + np.asarray(shift) @ cell
-        for i, j in np.argwhere((vectors**2).sum(axis=2) < cutoff**2):
-            if i != j or any(shift):
-                found.add((int(i), int(j), *shift))
-    return found
-
-
-def as_set(edges) -> set[tuple[int, ...]]:
-    edge_index, edge_shift = edges
-    rows = [(int(i), int(j), *map(int, s)) for i, j, s in zip(*edge_index, edge_shift, strict=True)]
-    assert len(set(rows)) == len(rows), "an edge is listed twice"
-    return set(rows)
 
 
 def cases() -> dict[str, Atoms]:
@@ -150,97 +123,3 @@ def test_cell_that_is_not_finite():
 def test_no_atoms():
     with pytest.raises(InputError, match="no atoms"):
         neighbor_list(Atoms(), CUTOFF)
-
-
-class TestSkin:
-    def test_negative_skin(self):
-        with pytest.raises(InputError, match=r"skin must not be negative, got -0\.1"):
-            SkinNeighborList(CUTOFF, -0.1)
-
-    def test_rebuilt_when_an_atom_has_moved_half_the_skin(self):
-        atoms = bulk("Si", cubic=True)
-        neighbors = SkinNeighborList(CUTOFF, skin=0.6)
-        first = neighbors.update(atoms)
-        assert as_set(first) == brute_force(atoms, CUTOFF + 0.6)
-        atoms.positions[3, 0] += 0.2999
-        assert neighbors.update(atoms) is first
-        assert neighbors.rebuilds == 1
-        atoms.positions[3, 0] += 0.0002
-        assert neighbors.update(atoms) is not first
-        assert neighbors.rebuilds == 2
-        # The displacement counts from the last rebuild on.
-        atoms.positions[3, 0] += 0.2999
-        neighbors.update(atoms)
-        assert neighbors.rebuilds == 2
-
-    def test_many_small_steps_add_up(self):
-        atoms = bulk("Si", cubic=True)
-        neighbors = SkinNeighborList(CUTOFF, skin=0.5)
-        for _ in range(20):
-            neighbors.update(atoms)
-            atoms.positions[0, 1] += 0.06  # rebuilds at 0.30, 0.60, ...: after 5, 10 and 15 steps
-        assert neighbors.rebuilds == 4
-
-    def test_without_skin_every_structure_is_new(self):
-        atoms = bulk("Si")
-        neighbors = SkinNeighborList(CUTOFF)
-        for _ in range(3):
-            neighbors.update(atoms)
-        assert neighbors.rebuilds == 3
-
-    def test_holds_every_edge_of_a_moving_structure(self):
-        rng = np.random.default_rng(1)
-        atoms = bulk("Si", cubic=True)
-        atoms.positions += rng.normal(scale=0.2, size=(8, 3))
-        neighbors = SkinNeighborList(CUTOFF, skin=0.5)
-        for _ in range(30):
-            atoms.positions += rng.normal(scale=0.03, size=(8, 3))
-            assert within(neighbors.update(atoms), atoms, CUTOFF) == brute_force(atoms, CUTOFF)
-        assert 1 < neighbors.rebuilds < 30
-
-    def test_atom_that_crosses_the_cutoff(self):
-        atoms = Atoms("Si2", positions=[(0, 0, 0), (0, 0, CUTOFF + 0.2)])
-        neighbors = SkinNeighborList(CUTOFF, skin=1.0)
-        assert within(neighbors.update(atoms), atoms, CUTOFF) == set()
-        atoms.positions[1, 2] -= 0.4
-        assert within(neighbors.update(atoms), atoms, CUTOFF) == {(0, 1, 0, 0, 0), (1, 0, 0, 0, 0)}
-        assert neighbors.rebuilds == 1
-
-    def test_wrapped_atom(self):
-        atoms = Atoms("Si2", positions=[(0.1, 0, 0), (2.0, 0, 0)], cell=[5, 5, 5], pbc=True)
-        neighbors = SkinNeighborList(CUTOFF, skin=1.0)
-        neighbors.update(atoms)
-        atoms.positions[0, 0] -= 0.2
-        atoms.wrap()
-        assert within(neighbors.update(atoms), atoms, CUTOFF) == brute_force(atoms, CUTOFF)
-
-    @pytest.mark.parametrize("change", ["cell in place", "set_cell", "pbc", "atoms"])
-    def test_other_changes_rebuild(self, change):
-        atoms = bulk("Si", cubic=True)
-        neighbors = SkinNeighborList(CUTOFF, skin=0.5)
-        neighbors.update(atoms)
-        if change == "cell in place":
-            atoms.cell[0, 0] *= 1.001
-        elif change == "set_cell":
-            atoms.set_cell(atoms.cell[:] * 0.999, scale_atoms=False)
-        elif change == "pbc":
-            atoms.pbc[2] = False
-        else:
-            atoms = atoms[:-1]
-        assert as_set(neighbors.update(atoms)) == brute_force(atoms, CUTOFF + 0.5)
-        assert neighbors.rebuilds == 2
-
-    def test_a_broken_structure_is_noticed(self):
-        atoms = bulk("Si")
-        neighbors = SkinNeighborList(CUTOFF, skin=0.5)
-        neighbors.update(atoms)
-        atoms.positions[1] = np.nan
-        with pytest.raises(InputError, match="atom 1"):
-            neighbors.update(atoms)
-
-
-def within(edges, atoms, cutoff):
-    (i, j), shift = edges
-    vectors = atoms.positions[j] - atoms.positions[i] + shift @ atoms.cell[:]
-    kept = (vectors**2).sum(axis=1) < cutoff**2
-    return as_set((edges[0][:, kept], shift[kept]))
