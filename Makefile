@@ -34,6 +34,8 @@ test-newest-sevenn: $(NEWEST)/ready
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/calculator.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/bptt.py
+	$(if $(ASE_FINETUNE_DATA),$(BIN)/python benchmarks/relaxation.py --data "$(ASE_FINETUNE_DATA)")
 
 # Installed anew whenever the metadata or the tested versions change.
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt

@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import importlib
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.io import read
+from matplotlib import pyplot as plt
 
+import ase_finetune
 from ase_finetune import FinetunedCalculator
+from ase_finetune.data import read_pairs
+from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.potentials import MorsePotential
 from tests import helpers
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
+MEASURES = ("train_forces_mae", "valid_forces_mae", "replay_forces_mae")
 pytestmark = [pytest.mark.sevenn, pytest.mark.skipif(not helpers.HAS_SEVENN, reason="needs sevenn")]
 
 
@@ -52,16 +59,16 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def check_fit(folder: Path) -> None:
-    """A complete result of fine-tuning."""
+def check_fit(folder: Path, method: str = "reewc", measures: tuple[str, ...] = MEASURES) -> None:
+    """A complete result of fine-tuning, whose only epoch has these measures."""
     assert {"model", "history.csv", "run.json", "log.txt"} <= names(folder)
     with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 1
-    assert all(float(rows[0][f"{name}_forces_mae"]) > 0 for name in ("train", "valid", "replay"))
+    assert all(float(rows[0][name]) > 0 for name in measures)
     loaded = FinetunedCalculator(folder / "model", device="cpu")
     assert loaded.metadata["base_model"] == "7net-0"
-    assert loaded.metadata["config"]["method"] == "reewc"
+    assert loaded.metadata["config"]["method"] == method
 
 
 def check_md(folder: Path) -> None:
@@ -79,6 +86,31 @@ def check_relax(folder: Path) -> None:
     assert "FIRE" in (folder / "relax.log").read_text()
 
 
+def check_picture(folder: Path) -> None:
+    picture = plt.imread(folder / "relaxation.png")
+    assert min(picture.shape[:2]) > 500
+    assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 5
+
+
+def page_blocks(text: str) -> list[str]:
+    """The Python code of a page, block by block."""
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def checked_finetune(calculator):
+    """A stand-in for finetune() that looks at its arguments and does not train."""
+
+    def finetune(model, train=None, *, relaxations=None, valid_relaxations=0.1, output=None, **options):
+        del valid_relaxations, output
+        assert model == "7net-0"
+        assert FinetuneConfig.from_options(options).uses_relaxations
+        assert len(read_pairs(relaxations)) == 12
+        assert train in (None, "frames.extxyz")
+        return calculator
+
+    return finetune
+
+
 def test_md_module(example, morse, tmp_path):
     temperature = example("md").main(morse, tmp_path / "deep" / "md", femtoseconds=2)
     assert 300 < temperature < 900
@@ -88,6 +120,16 @@ def test_md_module(example, morse, tmp_path):
 def test_relax_module(example, morse, tmp_path):
     assert example("relax").main(morse, tmp_path / "deep" / "relax", steps=2) is False
     check_relax(tmp_path / "deep" / "relax")
+
+
+def test_differentiable_relaxation_module(example, tmp_path, capsys):
+    # It changes the parameters of the potential it is given.
+    potential = MorsePotential([4, 11, 15], depth=0.2, distance=2.4, cutoff=4.0).double()
+    morse = FinetunedCalculator(potential, device="cpu")
+    assert example("differentiable_relaxation").main(morse, tmp_path / "deep" / "picture", steps=5) > 0
+    check_picture(tmp_path / "deep" / "picture")
+    gained, expected = re.search(r"lower by ([-\d.]+), expected ([-\d.]+)", capsys.readouterr().out).groups()
+    assert float(gained) == pytest.approx(float(expected), rel=0.1)
 
 
 def test_demo_never_takes_a_folder_that_exists(example, tmp_path):
@@ -108,6 +150,43 @@ def test_relax(tmp_path):
     assert "FIRE: 2 steps" in run(tmp_path, "relax.py", "7net-0")
     check_relax(tmp_path / "runs" / "relax")
     assert names(tmp_path) == {"runs"}
+
+
+@pytest.mark.slow
+def test_differentiable_relaxation(tmp_path):
+    out = run(tmp_path, "differentiable_relaxation.py", "--output", "mine")
+    assert "3 steps: RMSD 0.409" in out
+    assert "edge_embedding" in out
+    check_picture(tmp_path / "mine")
+    assert names(tmp_path) == {"mine"}
+
+
+@pytest.mark.slow
+def test_bptt_relaxation(tmp_path):
+    out = run(tmp_path, "bptt_relaxation.py", "--output", "mine/zintl")
+    for part in ("relaxations: 2 pairs", "penalty/loss", "best epoch", "trained on", "held out", "Twelve pairs"):
+        assert part in out
+    check_fit(tmp_path / "mine" / "zintl", "bptt+reewc", ("train_strain_median", "replay_forces_mae"))
+    assert names(tmp_path) == {"mine"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/relaxations.md"])
+def test_code_on_relaxations(page, tmp_path, monkeypatch):
+    """The code of the pages runs as it stands, on pairs of ours; only the training itself is passed over."""
+    for end in ("initial", "relaxed"):
+        shutil.copy(EXAMPLES / "data" / f"crystal_pairs_{end}.extxyz", tmp_path / f"{end}.extxyz")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if page == "README.md":
+        text = text[text.index("## Relaxations") :].split("\n## ")[0]
+    blocks = page_blocks(text)
+    stand_in = checked_finetune(FinetunedCalculator("7net-0", device="cpu"))
+    monkeypatch.setattr(ase_finetune, "finetune", stand_in)
+    seen = {"finetune": stand_in}  # the first lines of the README import it
+    assert len(blocks) >= 3
+    for block in blocks:
+        exec(compile(block, page, "exec"), seen)  # noqa: S102  # our own pages
 
 
 @pytest.mark.slow

@@ -30,7 +30,8 @@ class Relaxed:
     Attributes
     ----------
     atoms
-        The last structure that could be evaluated, with its energy, forces and stress.
+        The last structure that could be evaluated; unless the relaxation failed with its energy, forces and
+        stress.
     converged
         Whether the largest force, on atoms and cell, is below ``fmax``.
     steps

@@ -1,5 +1,6 @@
 """Gradients through relaxations: rollouts, their gradients, and losses on where they end."""
 
+from ase_finetune.trajectories.ends import final_structure
 from ase_finetune.trajectories.evaluation import PairError, RelaxationErrors, evaluate_relaxations, summarize
 from ase_finetune.trajectories.implicit import FixedPointSolver
 from ase_finetune.trajectories.losses import StructureLoss, cell_strain, delta_q, log_volume_ratio, rmsd
@@ -18,6 +19,7 @@ __all__ = [
     "delta_q",
     "displacements",
     "evaluate_relaxations",
+    "final_structure",
     "log_volume_ratio",
     "rmsd",
     "rollout",
