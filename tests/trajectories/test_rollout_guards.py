@@ -183,11 +183,18 @@ def test_parameters_changed_before_the_backward_pass(kind):
     model = potential()
     start = [relaxed(small_cell(), False, 1e-6)]
     options = GradientOptions(kind, solver=FixedPointSolver(fmax=1e-3))
-    loss = loss_of(run(start, FIREStep(), model, gradient=options, fmax=1e-3 if kind != "adjoint" else None))
+    loss = loss_of(run(start, FIREStep(), model, gradient=options, fmax=1e-3 if options.needs_fixed_point else None))
     with torch.no_grad():
         model.native["depth"] *= 1.01
     with pytest.raises(InputError, match="the parameters were changed between the relaxation and its backward pass"):
         loss.backward()
+
+
+def test_last_steps_are_made_by_all():
+    """A structure held since it converged would have no gradient through the last steps."""
+    with pytest.raises(InputError, match="leave fmax out, so that all make all steps"):
+        run([cluster()], "fire", fmax=0.1, gradient=GradientOptions("truncated", window=2))
+    run([cluster()], "fire", fmax=0.1, gradient=GradientOptions("truncated", window=2, window_at="first"))
 
 
 @pytest.mark.parametrize("kind", ["adjoint", "unrolled", "truncated", "implicit", "guided"])
