@@ -22,6 +22,7 @@ from ase_finetune.finetuning.relaxation_config import RelaxationConfig
 from ase_finetune.finetuning.tasks import Measured, Task
 from ase_finetune.graphs import neighbor_list
 from ase_finetune.potentials.base import Potential
+from ase_finetune.potentials.batched import fill_batches
 from ase_finetune.trajectories.evaluation import RelaxationErrors, evaluate_relaxations, summarize
 from ase_finetune.trajectories.rollout import Rollout, rollout
 from ase_finetune.trajectories.structures import Structures
@@ -116,7 +117,11 @@ class RelaxationTask(Task):
         self._unsolved = []
 
     def pieces(self, indices: Sequence[int]) -> list[Callable[[], Tensor]]:
-        return [functools.partial(self._loss, piece, len(indices)) for piece in self._by_edges(indices)]
+        bound = self._config.max_edges or (4000 if self._potential.device.type == "cpu" else 50_000)
+        pieces = fill_batches([self._edges[index] for index in indices], bound)
+        return [
+            functools.partial(self._loss, [indices[position] for position in piece], len(indices)) for piece in pieces
+        ]
 
     def train_errors(self) -> RolloutErrors:
         for indices, failures in self._unsolved:
@@ -171,18 +176,6 @@ class RelaxationTask(Task):
         if self.step_size is not None:
             notes.append(f"the step size is {self.step_size:.4g}")
         return notes
-
-    def _by_edges(self, indices: Sequence[int]) -> list[list[int]]:
-        bound = self._config.max_edges or (4000 if self._potential.device.type == "cpu" else 50_000)
-        pieces: list[list[int]] = []
-        filled = 0
-        for index in sorted(indices, key=lambda k: -self._edges[k]):
-            if not pieces or filled + self._edges[index] > bound:
-                pieces.append([])
-                filled = 0
-            pieces[-1].append(index)
-            filled += self._edges[index]
-        return pieces
 
     def _loss(self, indices: list[int], batch_size: int) -> Tensor:
         """The part of the batch's loss that these structures contribute; those that explode contribute none."""

@@ -113,6 +113,12 @@ def _with_straight_gradient(values: RelaxationState, source: RelaxationState) ->
     return RelaxationState(source.coordinates + difference, values.method)
 
 
+def check_unchanged(parameters: Sequence[Tensor], versions: Sequence[int]) -> None:
+    """Raise an :class:`InputError` if parameters were written to since their versions were taken."""
+    if [parameter._version for parameter in parameters] != list(versions):
+        raise InputError("the parameters were changed between the relaxation and its backward pass")
+
+
 class _Sweep(torch.autograd.Function):
     """Backward through the steps, last to first, with the graph of one step at a time."""
 
@@ -128,8 +134,7 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *adjoints: Tensor) -> tuple[Tensor | None, ...]:
-        if [parameter._version for parameter in ctx.parameters] != ctx.versions:
-            raise InputError("the parameters were changed between the relaxation and its backward pass")
+        check_unchanged(ctx.parameters, ctx.versions)
         path: Path = ctx.path
         first, last = ctx.window
         parameters = [p for p in ctx.parameters if p.requires_grad]

@@ -17,7 +17,7 @@ from ase_finetune.optimize.gradient_descent import GradientDescentStep
 from ase_finetune.optimize.lbfgs import LBFGSStep
 from ase_finetune.optimize.method import Method, check_positive
 from ase_finetune.optimize.pool import Pool, Relaxed
-from ase_finetune.optimize.relaxation import DEFAULT_SKIN
+from ase_finetune.optimize.relaxation import DEFAULT_SKIN, check_elements
 
 METHODS: dict[str, type[Method[Any]]] = {m.name: m for m in (GradientDescentStep, FIREStep, LBFGSStep)}
 
@@ -100,11 +100,8 @@ def relax(
     if len(calc.potentials) > 1:
         raise InputError("an ensemble cannot be relaxed in batches; give one of its members")
     options_of_cell = cell_options(cell)
+    check_elements(calc.potential, structures)
     for index, atoms in enumerate(structures):
-        try:
-            calc.potential.check_numbers(atoms.numbers)
-        except InputError as error:
-            raise InputError(f"structure {index}: {error}") from error
         check_relaxable(atoms, index, cell=options_of_cell is not None)
     pool = Pool(calc, method, options_of_cell, fmax=fmax, steps=steps, skin=skin, max_edges=max_edges)
     with tqdm(total=len(structures), unit="structure", desc="relax", leave=False, disable=_hidden(progress)) as bar:

@@ -64,12 +64,16 @@ class RelaxationState:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Energies (b,) in eV, forces on the coordinates (N, 3), their longest row (b,) in eV/Å, the prediction."""
+    """Forces on the coordinates (N, 3), their longest row (b,) in eV/Å, and the prediction they are from."""
 
-    energy: Tensor
     forces: Tensor
     fmax: Tensor
     prediction: Prediction
+
+    @property
+    def energy(self) -> Tensor:
+        """(b,) energies in eV."""
+        return self.prediction.energy
 
 
 class Relaxation:
@@ -103,7 +107,7 @@ class Relaxation:
         cell: CellOptions | None = None,
         skin: float = DEFAULT_SKIN,
     ) -> None:
-        _check_elements(potential, structures)
+        check_elements(potential, structures)
         self.potential = potential
         self.method = method
         self.coordinates = Coordinates.of(structures, cell, device=potential.device)
@@ -138,7 +142,7 @@ class Relaxation:
         forces = self.coordinates.forces(state.coordinates, prediction.forces.double(), stress)
         with torch.no_grad():
             fmax = self.coordinates.layout.longest(forces)
-        return Evaluation(prediction.energy, forces, fmax, prediction)
+        return Evaluation(forces, fmax, prediction)
 
     def move(self, state: RelaxationState, forces: Tensor, active: Tensor | None = None) -> RelaxationState:
         """The state after one step; structures that are not ``active`` (b,) stay where they are."""
@@ -180,7 +184,8 @@ class Relaxation:
         return failures
 
 
-def _check_elements(potential: Potential, structures: Sequence[Atoms]) -> None:
+def check_elements(potential: Potential, structures: Sequence[Atoms]) -> None:
+    """Raise an :class:`InputError` that names the first structure with an element the potential does not know."""
     for index, atoms in enumerate(structures):
         try:
             potential.check_numbers(atoms.numbers)

@@ -25,18 +25,21 @@ def batches_by_edges(graphs: Sequence[AtomGraph], max_edges: int = DEFAULT_MAX_E
     InputError
         If ``max_edges`` is not positive.
     """
+    return fill_batches([graph.num_edges for graph in graphs], max_edges)
+
+
+def fill_batches(edges: Sequence[int], max_edges: int) -> list[list[int]]:
+    """As :func:`batches_by_edges`, for structures of which the numbers of edges are known."""
     if max_edges < 1:
         raise InputError(f"max_edges must be positive, got {max_edges}")
-    order = sorted(range(len(graphs)), key=lambda index: -graphs[index].num_edges)
     batches: list[list[int]] = []
     filled = 0
-    for index in order:
-        edges = graphs[index].num_edges
-        if not batches or filled + edges > max_edges:
+    for index in sorted(range(len(edges)), key=lambda index: -edges[index]):
+        if not batches or filled + edges[index] > max_edges:
             batches.append([])
             filled = 0
         batches[-1].append(index)
-        filled += edges
+        filled += edges[index]
     return batches
 
 

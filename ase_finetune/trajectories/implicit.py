@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ase_finetune.errors import InputError, TrainingError
+from ase_finetune.optimize.adjoint import check_unchanged
 from ase_finetune.optimize.layout import Layout
 from ase_finetune.optimize.method import check_positive
 from ase_finetune.optimize.relaxation import Relaxation, RelaxationState
@@ -102,8 +103,7 @@ class _FixedPoint(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
-        if [parameter._version for parameter in ctx.parameters] != ctx.versions:
-            raise InputError("the parameters were changed between the relaxation and its backward pass")
+        check_unchanged(ctx.parameters, ctx.versions)
         relaxation: Relaxation = ctx.relaxation
         graph, problems = relaxation.graph(ctx.state)
         if graph is None:
