@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ase_finetune.errors import CheckpointError, UntrustedFileError
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials.base import Potential, choose_head
+from ase_finetune.potentials.convolution import Convolution, FusedConvolutions, arrange
 from ase_finetune.potentials.imports import LOAD_ERRORS, import_backend, unchanged_environment
 from ase_finetune.potentials.mace_architecture import INSTALL, build, describe
 
@@ -65,6 +66,7 @@ class MACEPotential(Potential):
         self.head = choose_head(self.heads, _default_head(self.heads) if head is None else head)
         self._head_index = self.heads.index(str(self.head))
         self._features = _structure_features(native)
+        self._convolutions = FusedConvolutions(_tensor_products(native))
 
     @classmethod
     def from_checkpoint(cls, path: Path, head: str | None = None, trust_pickle: bool = False) -> MACEPotential:
@@ -126,7 +128,10 @@ class MACEPotential(Potential):
         }
         for name, value in self._features.items():
             data[name] = vectors.new_full((graph.num_graphs,), value)
-        out = self.native(data, compute_force=False)
+        model = self.native
+        if self._convolutions.usable() and edge_index.shape[1]:
+            model = _with_convolutions(model, self._convolutions)
+        out = model(data, compute_force=False)
         energies: Tensor = out["node_energy"]  # float64 in every model, by construction
         if hasattr(self.native, "embedding_readout"):
             # MACE counts the energy of the embedding in the total only: share it among the atoms.
@@ -161,6 +166,44 @@ class MACEPotential(Potential):
         """Write a ``.model`` file for ``MACECalculator`` and MACE's converters (LAMMPS, OpenMM)."""
         with _quiet():
             torch.save(copy.deepcopy(self.native).cpu(), path)
+
+
+class _Convolve(nn.Module):
+    """In the place of a tensor product, where MACE leaves gathering and summing to it, as to fused kernels."""
+
+    def __init__(self, convolution: Convolution) -> None:
+        super().__init__()
+        self._convolution = convolution
+
+    def forward(self, features: Tensor, harmonics: Tensor, weights: Tensor, edge_index: Tensor) -> Tensor:
+        edges = arrange(edge_index[0], edge_index[1], len(features), features.dtype)
+        slots = edges.order
+        return self._convolution(features, harmonics.index_select(0, slots), weights.index_select(0, slots), edges)
+
+
+def _tensor_products(native: nn.Module) -> dict[str, nn.Module]:
+    """e3nn's tensor products of the interactions, by position; none if a block cannot do without them."""
+    blocks: Any = native.interactions
+    if not all("conv_fusion" in type(block).forward.__code__.co_consts for block in blocks):
+        return {}  # a MACE before fused kernels
+    return {str(index): block.conv_tp for index, block in enumerate(blocks)}
+
+
+def _with_convolutions(native: Any, convolutions: FusedConvolutions) -> Any:
+    """The model with other convolutions; it shares all else with the given one, which is not touched."""
+    blocks = nn.ModuleList()
+    for index, block in enumerate(native.interactions):
+        view = _view(block, conv_tp=_Convolve(convolutions[str(index)]))
+        view.conv_fusion = True
+        blocks.append(view)
+    return _view(native, interactions=blocks)
+
+
+def _view(module: nn.Module, **submodules: nn.Module) -> Any:
+    """A module with other submodules, and otherwise the same parameters, buffers and attributes."""
+    view = object.__new__(type(module))
+    view.__dict__.update(module.__dict__, _modules={**module._modules, **submodules})
+    return view
 
 
 @contextmanager

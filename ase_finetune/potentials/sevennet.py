@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ase_finetune.errors import CheckpointError, InputError
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials.base import Potential, choose_head, plain_values
+from ase_finetune.potentials.convolution import Arrangement, FusedConvolutions, arrange
 from ase_finetune.potentials.imports import LOAD_ERRORS, import_backend, safe_globals
 
 _INSTALL = "'ase_finetune[sevenn]'"
@@ -82,6 +83,7 @@ class SevenNetPotential(Potential):
         self._keys = SimpleNamespace(**{name: getattr(names, name, None) for name in _DATA_KEYS})
         sequential: Any = native
         sequential.set_is_batch_data(True)
+        self._convolutions = FusedConvolutions(_tensor_products(native))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """After a copy or a pickle: keep what copying made of e3nn's constants out of saved files."""
@@ -117,6 +119,11 @@ class SevenNetPotential(Potential):
     def atomic_energies(self, graph: AtomGraph, edge_index: Tensor, vectors: Tensor) -> Tensor:
         keys = self._keys
         types = self._type_index[graph.numbers]
+        edges = None
+        if self._convolutions.usable() and edge_index.shape[1]:
+            edges = arrange(edge_index[1], edge_index[0], len(graph.numbers), vectors.dtype)
+            # Empty slots hold a copy of an edge, which the convolutions leave out.
+            edge_index, vectors = edge_index.index_select(1, edges.order), vectors.index_select(0, edges.order)
         data: dict[str, Tensor] = {
             keys.EDGE_VEC: vectors,
             keys.EDGE_IDX: edge_index,
@@ -129,12 +136,21 @@ class SevenNetPotential(Potential):
         if self._modality is not None:
             data[keys.MODAL_TYPE] = graph.batch.new_full((graph.num_graphs,), self._modality)
         for name, module in self.native.named_children():
-            data = module(data)
+            if edges is not None and name in self._convolutions:
+                data = self._convolve(name, module, data, edges)
+            else:
+                data = module(data)
             if "onehot" in name:  # sevenn's one-hot modules return float32 whatever the model's dtype is
                 _cast_floats(data, vectors.dtype)
             if keys.ATOMIC_ENERGY in data:
                 break
         return data[keys.ATOMIC_ENERGY].squeeze(1)
+
+    def _convolve(self, name: str, module: Any, data: dict[str, Tensor], edges: Arrangement) -> dict[str, Tensor]:
+        """What sevenn's IrrepsConvolution does, over arranged edges."""
+        weights = module.weight_nn(data[module.key_weight_input])
+        sums = self._convolutions[name](data[module.key_x], data[module.key_filter], weights, edges)
+        return data | {module.key_x: sums / module.denominator}
 
     def architecture(self) -> dict[str, Any]:
         plain = {key: plain_values(self.config[key]) for key in _MODEL_KEYS if key in self.config}
@@ -191,6 +207,13 @@ class SevenNetPotential(Potential):
             "hash": "exported",
         }
         torch.save(content, path)
+
+
+def _tensor_products(native: nn.Module) -> dict[str, nn.Module]:
+    """e3nn's tensor products inside sevenn's own convolutions, by the name of those."""
+    kind: Any = import_backend("sevenn.nn.convolution", _INSTALL).IrrepsConvolution
+    convolutions = {name: module for name, module in native.named_children() if type(module) is kind}
+    return {name: module.get_submodule("convolution") for name, module in convolutions.items()}
 
 
 def sorts_weights(version: str) -> bool:
