@@ -1,8 +1,10 @@
 """Labelled frames: reading, checks, splits, reference energies and embedded replay structures."""
 
-from ase_finetune.data.checks import check_units, outliers
+from ase_finetune.data.checks import PredictionCheck, check_units, outliers
 from ase_finetune.data.embedded import embedded_replay
 from ase_finetune.data.frames import Frame, FrameSet, read_frames
+from ase_finetune.data.lazy_graphs import LazyGraphs
+from ase_finetune.data.loading import GraphLoader
 from ase_finetune.data.pair_reports import pair_report
 from ase_finetune.data.pair_splits import check_disjoint_pairs, split_pairs
 from ase_finetune.data.pairs import Pair, PairSet, PairSource, read_pairs
@@ -13,9 +15,12 @@ from ase_finetune.data.splits import Split, check_disjoint, split_frames
 __all__ = [
     "Frame",
     "FrameSet",
+    "GraphLoader",
+    "LazyGraphs",
     "Pair",
     "PairSet",
     "PairSource",
+    "PredictionCheck",
     "ReferenceOffsets",
     "Split",
     "align",

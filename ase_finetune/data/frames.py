@@ -4,64 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
-import numpy as np
 import torch
 from ase import Atoms
 
-from ase_finetune.data.groups import trajectory_groups
-from ase_finetune.data.labels import (
-    LABELS,
-    check_keys_exist,
-    describe_keys,
-    find_labels,
-    label_notes,
-    parse_label,
-    strip_labels,
-)
-from ase_finetune.data.sources import Origin, Source, load_structures
+from ase_finetune.data.frame import Frame, Summary, hash_frame, summarize
+from ase_finetune.data.labels import LABELS, KeyCensus, parse_energy, parse_label, strip_labels
+from ase_finetune.data.lazy_graphs import CACHE_BYTES, LazyGraphs
+from ase_finetune.data.scanning import scan
+from ase_finetune.data.sources import Source, open_structures
+from ase_finetune.data.streaming import StreamedFrames
 from ase_finetune.errors import DataError, InputError
-from ase_finetune.graphs import AtomGraph, check_atoms
+from ase_finetune.graphs import AtomGraph
 from ase_finetune.graphs.neighbors import FloatArray
 
-
-@dataclass(frozen=True)
-class Frame:
-    """One structure of n atoms with its labels; ``None`` where a label is missing.
-
-    Attributes
-    ----------
-    atoms
-        The structure alone: no calculator, constraints or labels. Not to be modified.
-    energy
-        eV.
-    forces : (n, 3)
-        eV/Å.
-    stress : (6,)
-        eV/Å³, ASE's sign, order xx, yy, zz, yz, xz, xy.
-    group
-        The trajectory it belongs to.
-    index
-        Its position in its source.
-    source
-        File name, or "list".
-    """
-
-    atoms: Atoms
-    energy: float | None = None
-    forces: FloatArray | None = None
-    stress: FloatArray | None = None
-    group: str = ""
-    index: int = 0
-    source: str = "list"
+__all__ = ["Frame", "FrameSet", "read_frames"]
 
 
 class FrameSet(Sequence[Frame]):
-    """An immutable, named sequence of frames.
+    """An immutable, named sequence of frames, in memory or (a few numbers of each) streamed from a database.
 
     Parameters
     ----------
@@ -83,7 +46,7 @@ class FrameSet(Sequence[Frame]):
         notes: Iterable[str] = (),
     ) -> None:
         self.name = name
-        self.frames = tuple(frames)
+        self.frames: Sequence[Frame] = frames if isinstance(frames, StreamedFrames) else tuple(frames)
         self.label_sources = dict(label_sources or {})
         self.notes = tuple(notes)
 
@@ -131,27 +94,52 @@ class FrameSet(Sequence[Frame]):
     def __len__(self) -> int:
         return len(self.frames)
 
+    def __iter__(self) -> Iterator[Frame]:
+        return iter(self.frames)
+
     def __repr__(self) -> str:
         return f"FrameSet({self.name!r}, {len(self)} frames, labels {self.num_labels})"
 
     @property
+    def is_streamed(self) -> bool:
+        """Whether frames are read from a database when they are asked for."""
+        return isinstance(self.frames, StreamedFrames)
+
+    @property
     def elements(self) -> tuple[int, ...]:
         """Atomic numbers that occur, ascending."""
-        return tuple(sorted({int(z) for frame in self.frames for z in set(frame.atoms.numbers)}))
+        return tuple(sorted({z for summary in set(self._summaries()) for z in summary.elements}))
 
     @property
     def num_labels(self) -> dict[str, int]:
         """How many frames carry each of energy, forces and stress."""
-        return {label: sum(getattr(frame, label) is not None for frame in self.frames) for label in LABELS}
+        carried = [summary.labels for summary in self._summaries()]
+        return {label: sum(labels[column] for labels in carried) for column, label in enumerate(LABELS)}
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of atoms of each frame."""
+        return [summary.size for summary in self._summaries()]
+
+    @property
+    def groups(self) -> list[str]:
+        """The trajectory of each frame."""
+        if isinstance(self.frames, StreamedFrames):
+            return self.frames.groups
+        return [frame.group for frame in self.frames]
 
     @property
     def structures(self) -> list[Atoms]:
-        """The structures, without labels."""
+        """All structures, without labels, in memory."""
         return [frame.atoms for frame in self.frames]
 
     def select(self, indices: Iterable[int], *, name: str | None = None) -> FrameSet:
         """The frames at these positions of the set, in this order."""
-        chosen = self._with(self.frames[int(index)] for index in indices)
+        positions = [int(index) for index in indices]
+        if isinstance(self.frames, StreamedFrames):
+            chosen = self._with(self.frames.take(positions))
+        else:
+            chosen = self._with(map(self.frames.__getitem__, positions))
         return chosen if name is None else chosen.renamed(name)
 
     def renamed(self, name: str) -> FrameSet:
@@ -168,7 +156,9 @@ class FrameSet(Sequence[Frame]):
         DataError
             If one is not finite.
         """
-        column = _column("energy", energies, self)
+        column = _energies(energies, self)
+        if isinstance(self.frames, StreamedFrames):
+            return self._with(self.frames.with_energies(column))
         return self._with(dataclasses.replace(frame, energy=e) for frame, e in zip(self.frames, column, strict=True))
 
     def describe(self, position: int) -> str:
@@ -180,16 +170,15 @@ class FrameSet(Sequence[Frame]):
         """SHA-256 (hex) of structures and labels in their order, whatever the files are called."""
         sha = hashlib.sha256()
         for frame in self.frames:
-            sha.update(np.asarray(frame.atoms.numbers, dtype="<i8").tobytes())
-            sha.update(np.asarray(frame.atoms.pbc, dtype=bool).tobytes())
-            for value in (frame.atoms.positions, frame.atoms.cell[:], frame.energy, frame.forces, frame.stress):
-                # Adding 0 turns -0.0, which files do not keep apart, into 0.0.
-                sha.update(b"-" if value is None else (np.asarray(value, dtype="<f8") + 0.0).tobytes())
-                sha.update(b"|")
+            hash_frame(sha, frame)
         return sha.hexdigest()
 
-    def graphs(self, cutoff: float, dtype: torch.dtype = torch.float32) -> list[AtomGraph]:
+    def graphs(
+        self, cutoff: float, dtype: torch.dtype = torch.float32, *, cache_bytes: int = CACHE_BYTES
+    ) -> Sequence[AtomGraph]:
         """One labelled graph per frame; missing labels are masked.
+
+        A list, or of a streamed set :class:`LazyGraphs`, which builds them when they are asked for.
 
         Parameters
         ----------
@@ -197,20 +186,29 @@ class FrameSet(Sequence[Frame]):
             Radius of the potential in Å.
         dtype
             Floating-point type of the graphs.
+        cache_bytes
+            How much memory the graphs of a streamed set may keep, in each process that builds some.
 
         Raises
         ------
         DataError
             If a structure cannot be evaluated; the message names the frame and the atom.
         """
-        graphs = []
-        for position, frame in enumerate(self.frames):
-            try:
-                graph = AtomGraph.from_atoms(frame.atoms, cutoff, dtype=dtype)
-            except InputError as error:
-                raise DataError(f"{self.describe(position)}: {error}") from error
-            graphs.append(graph.with_labels(energy=frame.energy, forces=frame.forces, stress=frame.stress))
-        return graphs
+        if isinstance(self.frames, StreamedFrames):
+            return LazyGraphs(self, cutoff, dtype, cache_bytes)
+        return [self.graph(position, cutoff, dtype) for position in range(len(self))]
+
+    def graph(self, position: int, cutoff: float, dtype: torch.dtype = torch.float32) -> AtomGraph:
+        """The labelled graph of one frame, as :meth:`graphs` tells."""
+        frame = self.frames[position]
+        try:
+            graph = AtomGraph.from_atoms(frame.atoms, cutoff, dtype=dtype)
+        except InputError as error:
+            raise DataError(f"frame {frame.index} of {self.name} ({frame.source}): {error}") from error
+        return graph.with_labels(energy=frame.energy, forces=frame.forces, stress=frame.stress)
+
+    def _summaries(self) -> Iterable[Summary]:
+        return self.frames.summaries if isinstance(self.frames, StreamedFrames) else map(summarize, self.frames)
 
     def _with(self, frames: Iterable[Frame]) -> FrameSet:
         return FrameSet(self.name, frames, self.label_sources, self.notes)
@@ -224,6 +222,7 @@ def read_frames(
     forces_key: str | None = None,
     stress_key: str | None = None,
     require_labels: bool = True,
+    stream: bool | None = None,
 ) -> FrameSet:
     """Read structures and their labels.
 
@@ -240,6 +239,10 @@ def read_frames(
         told in :mod:`ase_finetune.data.labels`.
     require_labels
         Refuse a set without any label.
+    stream
+        Leave the structures of ASE databases (``.db``, ``.aselmdb``) on disk and read them when they are
+        used, for sets larger than memory. They are read once here, to check them. By default so are
+        databases of more than :data:`~ase_finetune.data.sources.STREAM_FROM` structures.
 
     Raises
     ------
@@ -247,45 +250,38 @@ def read_frames(
         If there is nothing to read, a structure or a label cannot be used (the message names the
         frame), a key occurs nowhere, or there are no labels (the message lists the keys seen).
     InputError
-        If the source is of the wrong kind, or keys are given for a :class:`FrameSet`.
+        If the source is of the wrong kind, keys are given for a :class:`FrameSet`, or something is to be
+        streamed that cannot be.
     """
     keys = {"energy": energy_key, "forces": forces_key, "stress": stress_key}
     if isinstance(source, FrameSet):
         if any(keys.values()):
             raise InputError(f"{name}: label keys have no effect on a FrameSet, whose labels are already read")
-        frames, structures = source.renamed(name), source.structures
+        if stream is not None and stream != source.is_streamed:
+            raise InputError(f"{name}: stream={stream} has no effect on a FrameSet, which is read already")
+        frames = source.renamed(name)
     else:
-        origins = load_structures(source, name)
-        structures = [origin.atoms for origin in origins]
-        check_keys_exist(structures, keys, name)
-        frames = _build(origins, keys, name)
+        found = scan(open_structures(source, name, stream), keys, name)
+        frames = FrameSet(name, found.frames, found.label_sources, found.notes)
     if require_labels and not any(frames.num_labels.values()):
+        seen = KeyCensus(f.atoms for f in source).describe() if isinstance(source, FrameSet) else found.keys_seen
         raise DataError(
             f"{name}: none of {len(frames)} frames has an energy, forces or stress label; "
-            f"the keys seen are {describe_keys(structures)} (energy_key=... and forces_key=... name others)"
+            f"the keys seen are {seen} (energy_key=... and forces_key=... name others)"
         )
     return frames
 
 
-def _build(origins: list[Origin], keys: Mapping[str, str | None], name: str) -> FrameSet:
-    structures = [origin.atoms for origin in origins]
-    groups = trajectory_groups(structures, [origin.source for origin in origins])
-    frames = []
-    counts: dict[str, Counter[str]] = {label: Counter() for label in LABELS}
-    for origin, group in zip(origins, groups, strict=True):
-        where = f"frame {origin.index} of {name} ({origin.source})"
+def _energies(values: Sequence[float | None], frames: FrameSet) -> list[float | None]:
+    if len(values) != len(frames):
+        raise InputError(f"{len(values)} energy labels for the {len(frames)} frames of {frames.name}")
+    column = []
+    for position, value in enumerate(values):
         try:
-            check_atoms(origin.atoms)
-        except InputError as error:
-            raise DataError(f"{where}: {error}") from error
-        labels = find_labels(origin.atoms, keys, where)
-        for label, key in labels.sources.items():
-            counts[label][key] += 1
-        values = {label: getattr(labels, label) for label in LABELS}
-        atoms = strip_labels(origin.atoms, keys)
-        frames.append(Frame(atoms, **values, group=group, index=origin.index, source=origin.source))
-    sources = {label: ", ".join(found) for label, found in counts.items() if found}
-    return FrameSet(name, frames, sources, label_notes(structures, counts))
+            column.append(None if value is None else parse_energy(value, "energy label"))
+        except DataError as error:
+            raise DataError(f"{frames.describe(position)}: {error}") from error
+    return column
 
 
 def _column(label: str, values: Sequence[Any] | None, frames: FrameSet) -> list[Any]:

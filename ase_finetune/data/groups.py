@@ -48,27 +48,50 @@ def trajectory_groups(structures: Sequence[Atoms], sources: Sequence[str]) -> li
     sources
         The file that each is from.
     """
-    for key in GROUP_KEYS:
-        values = [_scalar(atoms.info.get(key)) for atoms in structures]
-        if None not in values and len(set(values)) > 1:
-            return [f"{key}={value}" for value in values]
-    return _consecutive(structures, sources)
+    groups = TrajectoryGroups()
+    for atoms, source in zip(structures, sources, strict=True):
+        groups.add(atoms, source)
+    return groups.names()
+
+
+class TrajectoryGroups:
+    """What :func:`trajectory_groups` does, one structure at a time: it keeps names, and the last structure."""
+
+    def __init__(self) -> None:
+        # A key is out as soon as a structure lacks it.
+        self._values: dict[str, list[str]] = {key: [] for key in GROUP_KEYS}
+        self._consecutive: list[str] = []
+        self._counts: dict[str, int] = {}
+        self._last: tuple[Atoms, str] | None = None
+        # One string object per name: there are as many entries as frames.
+        self._names: dict[str, str] = {}
+
+    def add(self, atoms: Atoms, source: str) -> None:
+        """The next structure and the file it is from."""
+        for key in list(self._values):
+            value = _scalar(atoms.info.get(key))
+            if value is None:
+                del self._values[key]
+            else:
+                self._values[key].append(self._one(f"{key}={value}"))
+        if self._last is None or source != self._last[1] or not _continues(self._last[0], atoms):
+            self._counts[source] = self._counts.get(source, 0) + 1
+        self._consecutive.append(self._one(f"{source}, trajectory {self._counts[source]}"))
+        self._last = atoms, source
+
+    def names(self) -> list[str]:
+        """The trajectory of each structure so far."""
+        for values in self._values.values():
+            if len(set(values)) > 1:
+                return values
+        return self._consecutive
+
+    def _one(self, name: str) -> str:
+        return self._names.setdefault(name, name)
 
 
 def _scalar(value: Any) -> str | None:
     return str(value) if isinstance(value, str | int | float | np.integer | np.floating) else None
-
-
-def _consecutive(structures: Sequence[Atoms], sources: Sequence[str]) -> list[str]:
-    groups: list[str] = []
-    counts: dict[str, int] = {}
-    for index, (atoms, source) in enumerate(zip(structures, sources, strict=True)):
-        if index > 0 and source == sources[index - 1] and _continues(structures[index - 1], atoms):
-            groups.append(groups[-1])
-            continue
-        counts[source] = counts.get(source, 0) + 1
-        groups.append(f"{source}, trajectory {counts[source]}")
-    return groups
 
 
 def _continues(before: Atoms, after: Atoms) -> bool:

@@ -85,15 +85,12 @@ def find_labels(atoms: Atoms, keys: Mapping[str, str | None], where: str) -> Lab
         If a label has a wrong shape, is not finite, is not symmetric (stress), or was computed for
         another geometry.
     """
+    hits = {label: hit for label in LABELS if (hit := _find(atoms, label, keys.get(label))) is not None}
+    if any(place == "calc" for place, _, _ in hits.values()):
+        _check_geometry(atoms, where)
     found: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for label in LABELS:
-        hit = _find(atoms, label, keys.get(label))
-        if hit is None:
-            continue
-        place, key, value = hit
-        if place == "calc":
-            _check_geometry(atoms, where)
+    for label, (place, key, value) in hits.items():
         what = f"{where}: {label} label '{key}' ({place})"
         parsed = parse_label(label, value, atoms, what, virial="virial" in key.lower())
         if parsed is not None:
@@ -109,56 +106,81 @@ def parse_label(label: str, value: Any, atoms: Atoms, what: str, *, virial: bool
     DataError
         As :func:`find_labels`, beginning with ``what``.
     """
-    try:
-        array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{what} is not numeric: {value!r}") from error
     if label == "energy":
-        return _energy(array, what)
+        return parse_energy(value, what)
+    array = _numeric(value, what)
     if label == "forces":
         return _forces(array, atoms, what)
     return _stress(array, atoms, what, virial)
 
 
-def check_keys_exist(structures: Iterable[Atoms], keys: Mapping[str, str | None], name: str) -> None:
-    """Refuse an explicit key that occurs in no structure at all.
+def parse_energy(value: Any, what: str) -> float:
+    """An energy label, checked.
 
     Raises
     ------
     DataError
-        Naming the argument, and the keys that do occur.
+        As :func:`find_labels`, beginning with ``what``.
     """
-    structures = list(structures)
-    seen = {key for atoms in structures for _, store in _stores(atoms) for key in store}
-    for label, key in keys.items():
-        if key is not None and key not in seen:
-            raise DataError(f"{name}: no frame has {label}_key='{key}'; the keys seen are {describe_keys(structures)}")
+    array = _numeric(value, what)
+    if array.size != 1:
+        raise DataError(f"{what} has shape {array.shape}, expected a single number")
+    energy = float(array.reshape(-1)[0])
+    if not np.isfinite(energy):
+        raise DataError(f"{what} is not finite: {energy}")
+    return energy
 
 
-def describe_keys(structures: Iterable[Atoms]) -> str:
-    """All keys of a set of structures by place, for messages."""
-    seen: dict[str, set[str]] = {"info": set(), "arrays": set(), "calc": set()}
-    for atoms in structures:
+class KeyCensus:
+    """The keys that occur in a set of structures, by place; takes one structure at a time."""
+
+    def __init__(self, structures: Iterable[Atoms] = ()) -> None:
+        self._seen: dict[str, set[str]] = {"info": set(), "arrays": set(), "calc": set()}
+        for atoms in structures:
+            self.add(atoms)
+
+    def add(self, atoms: Atoms) -> None:
+        """Count a structure as it was read."""
         for place, store in _stores(atoms):
-            seen[place] |= set(map(str, store))
-    seen["arrays"] -= _STRUCTURE
-    return "; ".join(f"{place}: {', '.join(sorted(keys)) or 'none'}" for place, keys in seen.items())
+            self._seen[place].update(map(str, store))
+
+    def check_keys_exist(self, keys: Mapping[str, str | None], name: str) -> None:
+        """Refuse an explicit key that occurs in no structure at all.
+
+        Raises
+        ------
+        DataError
+            Naming the argument, and the keys that do occur.
+        """
+        for label, key in keys.items():
+            if key is not None and key not in set().union(*self._seen.values()):
+                raise DataError(f"{name}: no frame has {label}_key='{key}'; the keys seen are {self.describe()}")
+
+    def describe(self) -> str:
+        """All keys by place, for messages."""
+        seen = self._seen | {"arrays": self._seen["arrays"] - _STRUCTURE}
+        return "; ".join(f"{place}: {', '.join(sorted(keys)) or 'none'}" for place, keys in seen.items())
+
+    def similar(self, label: str) -> list[str]:
+        """Keys that sound like the label."""
+        stems = {"energy": ("energy",), "forces": ("force",), "stress": ("stress", "virial")}[label]
+        seen = set().union(*self._seen.values())
+        return sorted(key for key in seen if any(stem in key.lower() for stem in stems))
 
 
-def label_notes(structures: Iterable[Atoms], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+def label_notes(census: KeyCensus, counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Remarks on labels that may have been overlooked, or that come from several keys.
 
     Parameters
     ----------
-    structures
-        As they were read.
+    census
+        Of all structures as they were read.
     counts
         For each label the number of frames that had it under each key.
     """
-    structures = list(structures)
     notes = []
     for label, found in counts.items():
-        overlooked = [] if found else _similar_keys(structures, label)
+        overlooked = [] if found else census.similar(label)
         if overlooked:
             notes.append(f"no {label} labels, but there are keys {', '.join(overlooked)}: {label}_key=... takes one")
         if len(found) > 1:
@@ -177,12 +199,6 @@ def strip_labels(atoms: Atoms, keys: Mapping[str, str | None]) -> Atoms:
         bare.info.pop(key, None)
         bare.arrays.pop(key, None)
     return bare
-
-
-def _similar_keys(structures: Iterable[Atoms], label: str) -> list[str]:
-    stems = {"energy": ("energy",), "forces": ("force",), "stress": ("stress", "virial")}[label]
-    seen = {str(key) for atoms in structures for _, store in _stores(atoms) for key in store}
-    return sorted(key for key in seen if any(stem in key.lower() for stem in stems))
 
 
 def _find(atoms: Atoms, label: str, key: str | None) -> tuple[str, str, Any] | None:
@@ -228,13 +244,11 @@ def _check_geometry(atoms: Atoms, where: str) -> None:
         )
 
 
-def _energy(array: FloatArray, what: str) -> float:
-    if array.size != 1:
-        raise DataError(f"{what} has shape {array.shape}, expected a single number")
-    energy = float(array.reshape(-1)[0])
-    if not np.isfinite(energy):
-        raise DataError(f"{what} is not finite: {energy}")
-    return energy
+def _numeric(value: Any, what: str) -> FloatArray:
+    try:
+        return np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} is not numeric: {value!r}") from error
 
 
 def _forces(array: FloatArray, atoms: Atoms, what: str) -> FloatArray:

@@ -12,10 +12,11 @@ import numpy as np
 from ase import Atoms
 from ase.io.jsonio import encode
 
+from ase_finetune.data.databases import Origin
 from ase_finetune.data.frames import Frame, FrameSet, read_frames
 from ase_finetune.data.labels import strip_labels
 from ase_finetune.data.pair_checks import check_pair
-from ase_finetune.data.sources import Origin, load_structures
+from ase_finetune.data.sources import load_structures
 from ase_finetune.errors import DataError, InputError
 
 #: Keys of ``info`` that identify a relaxation. The first one that all structures of both ends carry, and

@@ -117,7 +117,7 @@ def fit_reference(frames: FrameSet, predicted_energies: Sequence[float]) -> Refe
             raise InputError(f"{frames.describe(position)}: the predicted energy is {predicted}")
         numbers = frame.atoms.numbers
         residuals.append((frame.energy - float(predicted)) / len(numbers))
-        rows.append([np.count_nonzero(numbers == z) / len(numbers) for z in elements])
+        rows.append(np.array([np.count_nonzero(numbers == z) / len(numbers) for z in elements]))
     if not rows:
         return ReferenceOffsets()
     return _solve(np.array(rows), np.array(residuals), elements)

@@ -42,7 +42,7 @@ def data_report(sets: Mapping[str, FrameSet], replay_elements: set[int] | None =
 
 
 def _row(name: str, frames: FrameSet) -> tuple[str, ...]:
-    sizes = [len(frame.atoms) for frame in frames] or [0]
+    sizes = frames.sizes or [0]
     atoms = str(min(sizes)) if min(sizes) == max(sizes) else f"{min(sizes)}-{max(sizes)}"
     counts = frames.num_labels
     labels = (str(counts[label]) if counts[label] else "-" for label in LABELS)

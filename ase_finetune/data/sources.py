@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
+import numpy as np
 from ase import Atoms
 from ase.io import read
 
+from ase_finetune.data.databases import DatabaseOrigins, Origin, is_database
 from ase_finetune.errors import DataError, InputError
 
 #: A file that ASE reads, several of them, or structures.
 Source: TypeAlias = "str | Path | Atoms | Iterable[str | Path] | Iterable[Atoms]"
 
 
-@dataclass(frozen=True)
-class Origin:
-    """A structure, the file it is from (or "list") and its position there."""
-
-    atoms: Atoms
-    source: str
-    index: int
+#: Databases with more structures than this are streamed where nothing else is said.
+STREAM_FROM = 5_000
 
 
 def load_structures(source: Source, name: str) -> list[Origin]:
@@ -43,10 +39,63 @@ def load_structures(source: Source, name: str) -> list[Origin]:
     InputError
         If the source is something else.
     """
+    return [origin for part in _parts(source, name) for origin in part]
+
+
+def open_structures(source: Source, name: str, stream: bool | None) -> Sequence[Origin]:
+    """As :func:`load_structures`, but a list only where the structures are not streamed.
+
+    Parameters
+    ----------
+    stream
+        Leave the structures of databases on disk and read each when it is asked for; ``None``: if
+        there are more than :data:`STREAM_FROM` of them.
+
+    Raises
+    ------
+    InputError
+        Also if ``stream`` is true and nothing in the source is a database.
+    """
+    parts = _parts(source, name)
+    rows = [len(part) for part in parts if isinstance(part, DatabaseOrigins)]
+    if stream and not rows:
+        raise InputError(
+            f"{name}: stream=True needs an ASE database, of which single structures can be read: a .db file, or an "
+            ".aselmdb file with the package ase-db-backends. 'ase convert in.extxyz out.db' makes one of a file"
+        )
+    if stream or (stream is None and sum(rows) > STREAM_FROM):
+        return parts[0] if len(parts) == 1 else _Joined(parts)
+    return [origin for part in parts for origin in part]
+
+
+class _Joined(Sequence[Origin]):
+    """Several sources, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Origin]]) -> None:
+        self._parts = tuple(parts)
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> Origin: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Origin]: ...
+    def __getitem__(self, index: int | slice) -> Origin | list[Origin]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        number = int(np.searchsorted(self._ends, position, side="right"))
+        return self._parts[number][position - int(self._ends[number])]
+
+
+def _parts(source: Source, name: str) -> list[Sequence[Origin]]:
+    """The structures of each file, or of the list."""
     if isinstance(source, Atoms):
         source = [source]
     if isinstance(source, str | Path):
-        return _load_file(source, name)
+        return [_open_file(source, name)]
     try:
         items: list[Any] = list(source)
     except TypeError as error:
@@ -54,28 +103,35 @@ def load_structures(source: Source, name: str) -> list[Origin]:
     if not items:
         raise DataError(f"{name}: the list holds no structures")
     if all(isinstance(item, Atoms) for item in items):
-        return [Origin(atoms, "list", index) for index, atoms in enumerate(items)]
+        return [[Origin(atoms, "list", index) for index, atoms in enumerate(items)]]
     for item in items:
         if not isinstance(item, str | Path):
             raise InputError(_wrong_source(name, item))
-    return [origin for item in items for origin in _load_file(item, name)]
+    return [_open_file(item, name) for item in items]
 
 
-def _load_file(path: str | Path, name: str) -> list[Origin]:
+def _open_file(path: str | Path, name: str) -> Sequence[Origin]:
     file, selection = _split_selection(path)
     if not file.exists():
         raise DataError(f"{name}: there is no file '{file}'")
+    source = Path(path).name
+    if is_database(file):
+        origins: Sequence[Origin] = DatabaseOrigins(file, selection, source, name)
+    else:
+        origins = [Origin(atoms, source, index) for index, atoms in enumerate(_read(file, selection, path, name))]
+    if not origins:
+        raise DataError(f"{name}: '{path}' holds no structures")
+    return origins
+
+
+def _read(file: Path, selection: str, path: str | Path, name: str) -> list[Atoms]:
     try:
         # Explicitly: given an index, ASE ignores the one behind the @ sign.
         frames = read(file, index=selection, do_not_split_by_at_sign=True)
     except Exception as error:
         # The readers raise whatever their format made them stumble over.
         raise DataError(f"{name}: ASE cannot read '{path}' ({type(error).__name__}: {error})") from error
-    if isinstance(frames, Atoms):
-        frames = [frames]
-    if not frames:
-        raise DataError(f"{name}: '{path}' holds no structures")
-    return [Origin(atoms, Path(path).name, index) for index, atoms in enumerate(frames)]
+    return [frames] if isinstance(frames, Atoms) else list(frames)
 
 
 def _split_selection(path: str | Path) -> tuple[Path, str]:

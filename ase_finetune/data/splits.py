@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,13 +97,17 @@ def _wanted(total: int, valid: float | int, name: str) -> int:
 
 def _groups(frames: FrameSet, group_by: str) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = {}
-    for position, frame in enumerate(frames):
-        if group_by != "auto" and group_by not in frame.atoms.info:
-            keys = ", ".join(sorted(map(str, frame.atoms.info))) or "none"
-            raise InputError(f"{frames.describe(position)} has no '{group_by}' in info; its keys: {keys}")
-        key = frame.group if group_by == "auto" else str(frame.atoms.info[group_by])
+    for position, key in enumerate(frames.groups if group_by == "auto" else _values(frames, group_by)):
         groups.setdefault(key, []).append(position)
     return groups
+
+
+def _values(frames: FrameSet, key: str) -> Iterator[str]:
+    for position, frame in enumerate(frames):
+        if key not in frame.atoms.info:
+            keys = ", ".join(sorted(map(str, frame.atoms.info))) or "none"
+            raise InputError(f"{frames.describe(position)} has no '{key}' in info; its keys: {keys}")
+        yield str(frame.atoms.info[key])
 
 
 def _whole_groups(groups: dict[str, list[int]], wanted: int, total: int, seed: int) -> list[str]:
@@ -135,10 +139,10 @@ def _last_blocks(groups: Sequence[list[int]], wanted: int) -> list[int]:
     return sorted(index for group, size in zip(groups, quota, strict=True) for index in group[len(group) - size :])
 
 
-def _fingerprint(frame: Frame) -> str:
+def _fingerprint(frame: Frame) -> bytes:
     atoms = frame.atoms
     sha = hashlib.sha256(np.asarray(atoms.numbers, dtype=np.int64).tobytes())
     for values in (atoms.cell[:], atoms.positions):
         # Adding 0 turns -0.0 into 0.0.
         sha.update((np.round(np.asarray(values, dtype=np.float64), 4) + 0.0).tobytes())
-    return sha.hexdigest()
+    return sha.digest()

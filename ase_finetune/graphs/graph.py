@@ -181,15 +181,35 @@ class AtomGraph:
             fields[name] = tensor.reshape(shape).to(self.dtype)
         return self.replace(**fields)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> AtomGraph:
-        """The graph on another device, or with another floating-point type."""
+    def to(
+        self,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        non_blocking: bool = False,
+    ) -> AtomGraph:
+        """The graph on another device, or with another floating-point type.
+
+        With ``non_blocking``, copies of a pinned graph to a GPU go on while the program does.
+        """
 
         def move(value: Tensor) -> Tensor:
-            return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+            wanted = dtype if value.is_floating_point() else None
+            return value.to(device=device, dtype=wanted, non_blocking=non_blocking)
 
-        return self.replace(**{name: move(value) for name, value in self._tensors().items()})
+        return self.replace(**{name: move(value) for name, value in self.tensors().items()})
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def pin_memory(self) -> AtomGraph:
+        """A copy in page-locked memory, from which copies to a GPU can run in the background."""
+        return self.replace(**{name: value.pin_memory() for name, value in self.tensors().items()})
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its tensors in bytes."""
+        return sum(value.numel() * value.element_size() for value in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name, without labels that are missing altogether."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if value is not None}
 
