@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest-sevenn
 
-.PHONY: demo test test-all lint types pytest test-newest-sevenn bench clean
+.PHONY: demo test test-all lint types pytest test-newest-sevenn bench bench-peers clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo.py
@@ -31,11 +31,14 @@ pytest: $(VENV)/ready
 test-newest-sevenn: $(NEWEST)/ready
 	$(NEWEST)/bin/python -m pytest -m "not slow and not mace" tests/potentials tests/test_calculator.py $(PYTEST_ARGS)
 
+# BENCH holds names and options: make bench BENCH="md relaxation --device cpu". ASE_FINETUNE_DATA names the research data.
+# Rows against sevenn's reEWC trainer and torch-sim need `make bench-peers` before, without which they are told as missing.
 bench: $(VENV)/ready
-	$(BIN)/python benchmarks/calculator.py
-	$(BIN)/python benchmarks/training_step.py
-	$(BIN)/python benchmarks/bptt.py
-	$(if $(ASE_FINETUNE_DATA),$(BIN)/python benchmarks/relaxation.py --data "$(ASE_FINETUNE_DATA)")
+	$(BIN)/python -m benchmarks $(BENCH)
+
+# torch-sim runs sevenn's newest models on Python >= 3.12 only.
+bench-peers: $(NEWEST)/ready
+	$(NEWEST)/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints-newest-sevenn.txt torch-sim-atomistic
 
 # Installed anew whenever the metadata or the tested versions change.
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt

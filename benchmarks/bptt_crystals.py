@@ -1,6 +1,6 @@
 """Training on where relaxations end: SevenNet-0 on hypothetical crystals, against cheaper ways at the same budget.
 
-python benchmarks/bptt_crystals.py --data PATH [--form short|hour|full] [--only bptt bptt+reewc] [--results FOLDER]
+python -m benchmarks.bptt_crystals --data PATH [--form short|hour|full] [--only bptt bptt+reewc] [--results FOLDER]
 
 Trains on pairs of initial and DFT-relaxed crystals, none of them of a reduced formula that is held out, and relaxes the
 held-out pairs to convergence. Each way writes its result into the folder and is not run again if it is there, so
@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from crystals_table import table
-from paired import machine
 
 from ase_finetune import FinetunedCalculator, finetune
 from ase_finetune.data import PairSet, read_frames, read_pairs
 from ase_finetune.metrics import evaluate
 from ase_finetune.trajectories import evaluate_relaxations
+from benchmarks.crystals_table import table
+from benchmarks.paired import machine
 
 MODEL = "7net-0"
 #: Pairs to train on, epochs, pairs held out; an hour is meant for 2 CPU cores and one way.

@@ -1,6 +1,6 @@
 """Where the Fisher information of SevenNet-0 lies: published loss on labelled MPtrj frames, and label-free.
 
-python benchmarks/fisher_pattern.py [--frames 40] [--published fisher_sevenn.pt]
+python -m benchmarks.fisher_pattern [--frames 40] [--published fisher_sevenn.pt]
 """
 
 from __future__ import annotations

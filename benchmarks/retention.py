@@ -1,6 +1,6 @@
 """What fine-tuning gains and what it forgets: the untouched model, naive and reEWC at the same budget.
 
-    python benchmarks/retention.py [--data FOLDER] [--set lips lgps] [--methods naive ewc reewc] [--epochs 2]
+    python -m benchmarks.retention [--data FOLDER] [--set lips lgps] [--methods naive ewc reewc] [--epochs 2]
 
 LiPS and a retention set of MPtrj are bundled. LGPS, and the larger retention set, need the research data folder.
 """
@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paired import machine
-
 from ase_finetune import FinetunedCalculator, finetune
 from ase_finetune.analysis import Evaluation, evaluate_calculator
 from ase_finetune.data import FrameSet, read_frames
+from benchmarks.paired import machine
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "data"
 

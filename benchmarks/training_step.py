@@ -1,82 +1,82 @@
-"""One naive training step on 7net-0: ours against sevenn's own trainer, same batch, loss and optimizer.
+"""Naive training, one step and one epoch: ours against the trainers of sevenn and MACE.
 
-python benchmarks/training_step.py [--frames 4] [--repeats 5]
+Both sides have the same batches, loss, optimizer and rate.
 """
 
 from __future__ import annotations
 
-import argparse
+import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import torch
-from paired import compare, machine
 
 from ase_finetune import FinetuneConfig
 from ase_finetune.data import read_frames
-from ase_finetune.finetuning.history import Log
-from ase_finetune.finetuning.tasks import FrameTask, Replay
-from ase_finetune.finetuning.training import Trainer
+from ase_finetune.losses import Loss
 from ase_finetune.potentials import load_potential
+from ase_finetune.potentials.base import Potential
+from ase_finetune.potentials.mace import MACEPotential
+from benchmarks.inputs import LIPS, MODEL, MPTRJ, RATE, batches, frames, random_mace, train, trainer
+from benchmarks.paired import compare
+from benchmarks.peers import MACEEpoch, sevennet_epoch
+from benchmarks.suite import Missing, Row, Setting, Target
 
-DATA = Path(__file__).parents[1] / "examples" / "data"
+TARGETS = {"one step, one epoch": Target(cpu=1.0, gpu=0.7)}
+
+#: Structures of a step, of 83 and of few atoms; steps of an epoch.
+BATCH = {LIPS: 2, MPTRJ: 4}
+STEPS = 3
 
 
-def our_step(name: str, frames: int) -> object:
-    """One iteration of our trainer, as `finetune(method="naive")` makes it."""
-    potential, _ = load_potential("7net-0")
-    graphs = read_frames(DATA / name).select(range(frames)).graphs(potential.cutoff)
-    config = FinetuneConfig(method="naive", batch_size=frames, clip_norm=None, learning_rate=1e-5)
-    task = FrameTask(potential, graphs, [], config)
-    trainer = Trainer(potential, task, Replay(), config, None, Log(verbose=False))
-    return lambda: trainer._iteration(list(range(frames)))
-
-
-def sevenn_step(name: str, frames: int, stress: bool) -> object:
-    """One pass of sevenn's trainer over a loader that holds the same batch."""
-    import sevenn._keys as keys
-    from ase.io import read
-    from sevenn.atom_graph_data import AtomGraphData
-    from sevenn.error_recorder import ErrorRecorder
-    from sevenn.train.dataload import atoms_to_graph
-    from sevenn.train.trainer import Trainer as SevenNetTrainer
-    from sevenn.util import get_error_recorder, model_from_checkpoint, pretrained_name_to_path
-    from torch_geometric.loader import DataLoader
-
-    model, config = model_from_checkpoint(
-        torch.load(pretrained_name_to_path("7net-0"), map_location="cpu", weights_only=False)
+def naive(loss: Loss, size: int) -> FinetuneConfig:
+    """What the peers do: Adam at a constant rate, no clipping."""
+    return FinetuneConfig(
+        method="naive",
+        batch_size=size,
+        loss=loss,
+        learning_rate=RATE,
+        schedule="constant",
+        warmup=0.0,
+        clip_norm=None,
     )
-    structures = read(DATA / name, index=f":{frames}")
-    graphs = [AtomGraphData.from_numpy_dict(atoms_to_graph(a, 5.0, False, y_from_calc=True)) for a in structures]
-    config = config | {
-        keys.LOSS: "huber",
-        keys.LOSS_PARAM: {"delta": 0.01},
-        keys.FORCE_WEIGHT: 1.0,
-        keys.STRESS_WEIGHT: 0.01,
-        keys.IS_TRAIN_STRESS: stress,
-        keys.OPTIMIZER: "adam",
-        keys.OPTIM_PARAM: {"lr": 1e-5},
-        keys.SCHEDULER: "exponentiallr",
-        keys.SCHEDULER_PARAM: {"gamma": 1.0},
-        keys.DEVICE: "cpu",
-        keys.IS_DDP: False,
-    }
-    trainer = SevenNetTrainer.from_config(model, config)
-    loader = list(DataLoader(graphs, batch_size=frames))
-    recorder: ErrorRecorder = get_error_recorder()
-    return lambda: trainer.run_one_epoch([loader[0].clone()], is_train=True, error_recorder=recorder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    print(machine())
-    for name, stress in (("lips_train.extxyz", False), ("mptrj_replay.extxyz", True)):
-        ours = our_step(name, arguments.frames)  # first: its import guard lets e3nn load on new torch
-        peer = sevenn_step(name, arguments.frames, stress)
-        compare(f"{arguments.frames} frames of {name}", ours, peer, arguments.repeats, warmup=2)
+def our_epoch(potential: Potential, path: Path, size: int, steps: int, loss: Loss) -> Callable[[], None]:
+    """Iterations of our trainer, as `finetune(method="naive")` makes them."""
+    graphs = read_frames(path).select(range(size * steps)).graphs(potential.cutoff)
+    made = trainer(potential, graphs, naive(loss, size))
+    return lambda: train(made, batches(size * steps, size))
 
 
-if __name__ == "__main__":
-    main()
+def sevennet_rows(setting: Setting, path: Path, stress: bool) -> Iterator[Row]:
+    size = setting.size(1, BATCH[path], 4 * BATCH[path])
+    for steps in setting.size((2,), (1, STEPS)):
+        potential, _ = load_potential(MODEL, device=setting.device)
+        loss = Loss(stress_weight=0.01 if stress else 0.0)
+        ours = our_epoch(potential, path, size, steps, loss)
+        peer = sevennet_epoch(frames(path, size * steps), size, stress, setting.device)
+        measured = compare(ours, peer, **setting.times(5 if steps == 1 else 3), per=steps)
+        name = f"{'a step' if steps == 1 else f'an epoch of {steps} steps'} on {size} frames of {path.name}"
+        target = TARGETS["one step, one epoch"].on(setting)
+        yield Row(name, "sevenn's trainer", measured, target, "s/step", "7net-0, Huber loss, Adam")
+
+
+def mace_rows(setting: Setting, path: Path) -> Iterator[Row]:
+    size = setting.size(1, 2, 8)
+    native = random_mace([3, 15, 16], tiny=setting.quick)
+    what = "a tiny MACE" if setting.quick else "MACE 128x0e+128x1o"
+    loss = Loss(kind="mse", stress_weight=0.0)
+    for steps in setting.size((2,), (1, STEPS)):
+        potential = MACEPotential(copy.deepcopy(native)).to(setting.device)
+        ours = our_epoch(potential, path, size, steps, loss)
+        peer = MACEEpoch(native, frames(path, size * steps), size, setting.device)
+        measured = compare(ours, peer, **setting.times(3), per=steps)
+        name = f"{'a step' if steps == 1 else f'an epoch of {steps} steps'} on {size} frames of {path.name}"
+        target = TARGETS["one step, one epoch"].on(setting)
+        yield Row(name, "MACE's trainer", measured, target, "s/step", f"{what}, mean-square loss, Adam")
+
+
+def run(setting: Setting) -> Iterator[Row | Missing]:
+    yield from sevennet_rows(setting, MPTRJ, stress=True)
+    if not setting.quick:
+        yield from sevennet_rows(setting, LIPS, stress=False)
+    yield from mace_rows(setting, LIPS)
