@@ -45,3 +45,7 @@ class OutputExistsError(FinetuneError, FileExistsError):
 
 class TrainingError(FinetuneError, RuntimeError):
     """Training that cannot go on, for example because losses are no longer finite."""
+
+
+class ProcessError(FinetuneError, RuntimeError):
+    """Another process of the same run stopped; the message says which and why."""

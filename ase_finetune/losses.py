@@ -119,6 +119,8 @@ class LabelCounts(NamedTuple):
 
 def label_counts(graphs: Sequence[AtomGraph]) -> LabelCounts:
     """Labelled rows over all of ``graphs``."""
+    if not graphs:
+        return LabelCounts(0, 0, 0)
     masks = [(graph.energy_mask, graph.forces_mask, graph.stress_mask) for graph in graphs]
     energy, forces, stress = (
         sum(0 if m is None else int(m.sum()) for m in column) for column in zip(*masks, strict=True)

@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import Tensor
 
 from ase_finetune.graphs import AtomGraph, collate
-from ase_finetune.losses import Loss, Residual, residuals
+from ase_finetune.losses import Loss, residuals
+from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential, Prediction
-from ase_finetune.potentials.batched import batches_by_edges
+from ase_finetune.potentials.batched import DEFAULT_MAX_EDGES, shared_batches
+from ase_finetune.potentials.memory import halve_if_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -48,46 +51,60 @@ class Errors:
 
 
 class ErrorSums:
-    """Running sums behind :class:`Errors`, one batch at a time."""
+    """Running sums behind :class:`Errors`, one batch at a time.
+
+    They stay on the device of the predictions: reading a number from a GPU makes the program wait for it.
+    """
 
     def __init__(self, loss: Loss) -> None:
         self._loss = loss
-        self._absolute: dict[str, list[float]] = {name: [0.0, 0.0, 0.0] for name in ("energy", "forces", "stress")}
-        self._loss_sum, self._structures = 0.0, 0
-        self._product, self._square = 0.0, 0.0
+        self._structures = 0
+        self._sums: dict[str, Tensor] = {}
 
     def add(self, prediction: Prediction, graph: AtomGraph) -> None:
         """Count a batch; prediction and labels on one device."""
         with torch.no_grad():
-            self._loss_sum += float(self._loss.per_structure(prediction, graph).sum())
             self._structures += graph.num_graphs
-            for name, term in zip(self._absolute, residuals(prediction, graph), strict=True):
+            self._add("loss", self._loss.per_structure(prediction, graph))
+            for name, term in zip(("energy", "forces", "stress"), residuals(prediction, graph), strict=True):
                 if term is not None:
-                    self._add_residuals(name, term)
+                    rows = torch.where(term.mask[:, None], term.values.double(), 0.0)
+                    self._add(f"{name}_absolute", rows.abs())
+                    self._add(f"{name}_square", rows.square())
+                    self._add(f"{name}_count", term.mask.double() * rows.shape[1])
             if prediction.forces is not None and graph.forces is not None and graph.forces_mask is not None:
-                reference = graph.forces[graph.forces_mask].double()
-                self._product += float((prediction.forces[graph.forces_mask].double() * reference).sum())
-                self._square += float(reference.square().sum())
+                reference = torch.where(graph.forces_mask[:, None], graph.forces.double(), 0.0)
+                self._add("product", prediction.forces.double() * reference)
+                self._add("square", reference.square())
 
-    def _add_residuals(self, name: str, term: Residual) -> None:
-        values = term.values[term.mask].double()
-        sums = self._absolute[name]
-        sums[0] += float(values.abs().sum())
-        sums[1] += float(values.square().sum())
-        sums[2] += values.numel()
+    def _add(self, name: str, values: Tensor) -> None:
+        total = values.sum(dtype=torch.float64)
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
 
-    def errors(self) -> Errors:
-        """The errors over all batches so far."""
+    def errors(self, processes: Processes = ALONE) -> Errors:
+        """The errors over all batches so far, of all processes."""
+        mine = torch.stack([self._sums[name] for name in _SUMS if name in self._sums]).tolist() if self._sums else []
+        found = dict(zip((name for name in _SUMS if name in self._sums), mine, strict=True))
+        totals = processes.total([float(self._structures), *(found.get(name, 0.0) for name in _SUMS)])
+        structures, sums = totals[0], dict(zip(_SUMS, totals[1:], strict=True))
         measures: dict[str, float] = {}
         for name, unit in (("energy", 1e3), ("forces", 1e3), ("stress", 1.0)):
-            absolute, square, count = self._absolute[name]
-            measures[f"{name}_mae"] = unit * absolute / count if count else float("nan")
-            measures[f"{name}_rmse"] = unit * (square / count) ** 0.5 if count else float("nan")
+            count = sums[f"{name}_count"]
+            measures[f"{name}_mae"] = unit * sums[f"{name}_absolute"] / count if count else float("nan")
+            measures[f"{name}_rmse"] = unit * (sums[f"{name}_square"] / count) ** 0.5 if count else float("nan")
         return Errors(
-            loss=self._loss_sum / self._structures if self._structures else float("nan"),
-            slope=self._product / self._square if self._square > 0 else float("nan"),
+            loss=sums["loss"] / structures if structures else float("nan"),
+            slope=sums["product"] / sums["square"] if sums["square"] > 0 else float("nan"),
             **measures,
         )
+
+
+_SUMS = (
+    "loss",
+    *(f"{name}_{what}" for name in ("energy", "forces", "stress") for what in ("absolute", "square", "count")),
+    "product",
+    "square",
+)
 
 
 def evaluate(
@@ -95,20 +112,31 @@ def evaluate(
     graphs: Sequence[AtomGraph],
     loss: Loss | None = None,
     *,
+    max_edges: int = DEFAULT_MAX_EDGES,
     on_structure: Callable[[], object] | None = None,
+    processes: Processes = ALONE,
 ) -> Errors | None:
-    """Errors of a potential on labelled graphs in its dtype; ``None`` where there are no graphs."""
-    if not graphs:
+    """Errors of a potential on labelled graphs in its dtype; ``None`` where there are no graphs.
+
+    A batch has at most ``max_edges`` edges, and is halved if it does not fit into memory. Processes share the work, and
+    all get the errors of the whole.
+    """
+    if not len(graphs):
         return None
     sums = ErrorSums(loss or Loss())
-    for indices in batches_by_edges(graphs):
+
+    def work(indices: list[int]) -> None:
         batch = collate([graphs[index] for index in indices]).to(potential.device)
         with torch.no_grad():
-            sums.add(potential.predict(batch), batch)
+            prediction = potential.predict(batch)
+        sums.add(prediction, batch)
         for _ in indices:
             if on_structure is not None:
                 on_structure()
-    return sums.errors()
+
+    for indices in shared_batches(graphs, max_edges, processes):
+        halve_if_out_of_memory(work, indices)
+    return sums.errors(processes)
 
 
 def measure(predictions: Sequence[Prediction], graphs: Sequence[AtomGraph], loss: Loss | None = None) -> Errors:

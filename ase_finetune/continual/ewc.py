@@ -14,7 +14,7 @@ from ase_finetune.errors import CheckpointError, InputError
 class EWCPenalty:
     """The penalty (lambda/2) sum_i F_i (theta_i - theta*_i)^2 and its gradient.
 
-    The gradient lambda F (theta - theta*) is added straight to ``.grad``: no autograd graph, two fused
+    The gradient lambda F (theta - theta*) is added straight to ``.grad``: no autograd graph, three fused
     operations per step. Frozen parameters do not move and need no spring.
 
     Parameters
@@ -59,7 +59,7 @@ class EWCPenalty:
             check_names(named, anchor, "anchor", known)
         self.strength = float(strength)
         self._parameters: list[Tensor] = list(named.values())
-        self._fisher = [fisher.values[name].to(parameter) for name, parameter in named.items()]
+        self._stiffness = [self.strength * fisher.values[name].to(parameter) for name, parameter in named.items()]
         self._anchor = [
             parameter.detach().clone() if anchor is None else anchor[name].to(parameter).clone()
             for name, parameter in named.items()
@@ -69,20 +69,20 @@ class EWCPenalty:
     def value(self) -> float:
         """The penalty in units of the loss."""
         moved = self._moved()
-        squares = torch._foreach_mul(torch._foreach_mul(moved, moved), self._fisher)
-        return 0.5 * self.strength * float(torch.stack([square.sum(dtype=torch.float64) for square in squares]).sum())
+        energies = torch._foreach_mul(torch._foreach_mul(moved, moved), self._stiffness)
+        return 0.5 * float(torch.stack([energy.sum(dtype=torch.float64) for energy in energies]).sum())
 
     @torch.no_grad()
     def add_gradient(self) -> None:
         """Add lambda F (theta - theta*) to the gradient of every parameter."""
         pull = self._moved()
-        torch._foreach_mul_(pull, self._fisher)
-        torch._foreach_mul_(pull, self.strength)
-        for parameter, gradient in zip(self._parameters, pull, strict=True):
+        torch._foreach_mul_(pull, self._stiffness)
+        gradients = []
+        for parameter in self._parameters:
             if parameter.grad is None:
-                parameter.grad = gradient
-            else:
-                parameter.grad.add_(gradient)
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        torch._foreach_add_(gradients, pull)
 
     def _moved(self) -> list[Tensor]:
         return list(torch._foreach_sub(self._parameters, self._anchor))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from scipy.linalg import hadamard
 from torch import Tensor
 
 from ase_finetune.errors import InputError
-from ase_finetune.graphs import AtomGraph, collate
+from ase_finetune.graphs import AtomGraph, collate, edge_counts
 from ase_finetune.losses import Loss
+from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
-from ase_finetune.potentials.batched import batches_by_edges
+from ase_finetune.potentials.batched import fill_batches
+from ase_finetune.potentials.memory import halve_if_out_of_memory
+
+#: Edges of a batch that shares backward passes.
+DEFAULT_FISHER_EDGES = 4000
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,20 @@ def empirical_fisher(
     graphs: Sequence[AtomGraph],
     loss: Loss | None = None,
     *,
+    probes: int | None = None,
+    max_edges: int = DEFAULT_FISHER_EDGES,
+    seed: int = 0,
     on_structure: Callable[[], object] | None = None,
+    processes: Processes = ALONE,
 ) -> FisherInformation:
     """Mean over labelled structures of the squared gradient of the loss of one structure.
 
     F_i = (1/N) sum_n (dL_n/dtheta_i)^2, as published with reEWC (npj Comput. Mater. 12, 26 (2026)):
-    batch size 1, the full training loss.
+    batch size 1, the full training loss. That takes a backward pass per structure. With ``probes``, the losses
+    of a batch are added up with random signs s_n instead: E[(sum_n s_n g_n)^2] = sum_n g_n^2, so one backward
+    pass per probe gives an unbiased estimate for the whole batch. The signs of several probes are rows of a
+    Hadamard matrix, whose cross terms cancel sooner than those of independent signs; with as many probes as
+    structures (a power of two) none is left.
 
     Parameters
     ----------
@@ -81,23 +95,43 @@ def empirical_fisher(
         N labelled structures.
     loss
         The loss fine-tuning will use; the published one by default.
+    probes
+        Backward passes per batch; ``None`` for the exact sum.
+    max_edges
+        Bound of one batch of the estimate; a smaller one gives less noise and takes longer.
+    seed
+        Of the signs.
     on_structure
         Called after each structure, for a progress bar.
+    processes
+        Share the work; all get the result.
 
     Raises
     ------
     InputError
-        If there are no structures, or they carry no labels.
+        If there are no structures, they carry no labels, or ``probes`` is not positive.
     """
+    if probes is not None and probes < 1:
+        raise InputError(f"probes must be positive, got {probes}")
     loss = loss or Loss()
     sums = _FisherSums(potential)
-    for graph in graphs:
-        placed = graph.to(potential.device)
-        prediction = potential.predict(placed, forces=loss.needs_forces, stress=loss.needs_stress, create_graph=True)
-        sums.add(loss(prediction, placed))
-        if on_structure is not None:
-            on_structure()
-    return sums.mean(len(graphs), {"kind": "empirical", "loss": loss.describe()})
+
+    def work(indices: list[int]) -> None:
+        batch = collate([graphs[index] for index in indices]).to(potential.device)
+        prediction = potential.predict(batch, forces=loss.needs_forces, stress=loss.needs_stress, create_graph=True)
+        losses = loss.per_structure(prediction, batch)
+        generator = torch.Generator().manual_seed(_seed(seed, indices[0]))
+        sums.add(losses @ signs.to(losses) for signs in _signs(len(indices), probes or 1, generator))
+        _tell(on_structure, len(indices))
+
+    if probes is None:
+        batches = [[index] for index in processes.share(edge_counts(graphs))]
+    else:
+        batches = _own_batches(graphs, max_edges, processes)
+    for indices in batches:
+        halve_if_out_of_memory(work, indices)
+    how = {"kind": "empirical", "loss": loss.describe()}
+    return sums.mean(len(graphs), how if probes is None else how | {"probes": probes, "seed": seed}, processes)
 
 
 def gaussian_fisher(
@@ -107,9 +141,10 @@ def gaussian_fisher(
     energy_scale: float = 0.02,
     forces_scale: float = 0.1,
     draws: int = 1,
-    max_edges: int = 4000,
+    max_edges: int = DEFAULT_FISHER_EDGES,
     seed: int = 0,
     on_structure: Callable[[], object] | None = None,
+    processes: Processes = ALONE,
 ) -> FisherInformation:
     """Fisher information of a Gaussian likelihood, which needs no labels.
 
@@ -135,6 +170,8 @@ def gaussian_fisher(
         Of the random combinations.
     on_structure
         Called once per structure and draw, for a progress bar.
+    processes
+        Share the work; all get the result.
 
     Raises
     ------
@@ -143,27 +180,26 @@ def gaussian_fisher(
     """
     if energy_scale <= 0 or forces_scale <= 0 or draws < 1:
         raise InputError("energy_scale, forces_scale and draws of the Fisher information must be positive")
-    generator = torch.Generator().manual_seed(seed)
     sums = _FisherSums(potential)
-    batches = batches_by_edges(graphs, max_edges) if graphs else []
-    for indices in batches * draws:
+
+    def work(indices: list[int]) -> None:
         batch = collate([graphs[index].without_labels() for index in indices]).to(potential.device)
         prediction = potential.predict(batch, stress=False, create_graph=True)
         assert prediction.forces is not None
         sizes = batch.num_atoms.to(prediction.energy.dtype)
         energy = prediction.energy / (sizes * energy_scale)
         forces = prediction.forces / (forces_scale * (3 * sizes[batch.batch, None]).sqrt())
-        combination = (_normal_like(energy, generator) * energy).sum() + (
-            _normal_like(forces, generator) * forces
-        ).sum()
-        sums.add(combination)
-        for _ in indices:
-            if on_structure is not None:
-                on_structure()
-    return sums.mean(
-        len(graphs) * draws,
-        {"kind": "gaussian", "energy_scale": energy_scale, "forces_scale": forces_scale, "draws": draws, "seed": seed},
-    )
+        generator = torch.Generator().manual_seed(_seed(seed, indices[0]))
+        sums.add(
+            (_normal_like(energy, generator) * energy).sum() + (_normal_like(forces, generator) * forces).sum()
+            for _ in range(draws)
+        )
+        _tell(on_structure, draws * len(indices))
+
+    for indices in _own_batches(graphs, max_edges, processes):
+        halve_if_out_of_memory(work, indices)
+    how = {"kind": "gaussian", "energy_scale": energy_scale, "forces_scale": forces_scale, "draws": draws, "seed": seed}
+    return sums.mean(len(graphs), how, processes)
 
 
 class _FisherSums:
@@ -177,17 +213,51 @@ class _FisherSums:
         self._parameters = [parameter for _, parameter in named]
         self._sums = [torch.zeros_like(parameter) for parameter in self._parameters]
 
-    def add(self, scalar: Tensor) -> None:
-        gradients = torch.autograd.grad(scalar, self._parameters, allow_unused=True)
-        for total, gradient in zip(self._sums, gradients, strict=True):
-            if gradient is not None:
-                total.addcmul_(gradient, gradient)
+    def add(self, scalars: Iterable[Tensor]) -> None:
+        """Add the mean of the squared gradients of some functions of one graph; nothing if one of them fails."""
+        squares = [torch.zeros_like(total) for total in self._sums]
+        count = 0
+        for scalar in scalars:
+            count += 1
+            # The graph may be needed again; it is gone with the function that made it.
+            gradients = torch.autograd.grad(scalar, self._parameters, allow_unused=True, retain_graph=True)
+            for square, gradient in zip(squares, gradients, strict=True):
+                if gradient is not None:
+                    square.addcmul_(gradient, gradient)
+        torch._foreach_add_(self._sums, squares, alpha=1 / count)
 
-    def mean(self, count: int, metadata: dict[str, Any]) -> FisherInformation:
+    def mean(self, count: int, metadata: dict[str, Any], processes: Processes) -> FisherInformation:
+        """The sums over all processes, divided by the number of structures."""
         if count == 0:
             raise InputError("the Fisher information needs at least one structure")
+        processes.sum_(self._sums)
         values = {name: (total / count).cpu() for name, total in zip(self._names, self._sums, strict=True)}
         return FisherInformation(values, metadata | {"structures": count})
+
+
+def _own_batches(graphs: Sequence[AtomGraph], max_edges: int, processes: Processes) -> list[list[int]]:
+    """The batches this process works on, of batches that are the same however many processes there are."""
+    edges = edge_counts(graphs)
+    batches = fill_batches(edges, max_edges)
+    return [batches[k] for k in processes.share([sum(edges[index] for index in batch) for batch in batches])]
+
+
+def _signs(count: int, probes: int, generator: torch.Generator) -> list[Tensor]:
+    """Rows of a Hadamard matrix, in random order and with random signs of its columns."""
+    size = 1 << max(count - 1, probes - 1, 0).bit_length()
+    rows = torch.from_numpy(hadamard(size))[torch.randperm(size, generator=generator)[:probes], :count]
+    return list(rows * (2 * torch.randint(2, (count,), generator=generator) - 1))
+
+
+def _seed(seed: int, first: int) -> int:
+    # Of a batch by its first structure, so that processes and halved batches draw as one process would.
+    return 1_000_003 * seed + first
+
+
+def _tell(on_structure: Callable[[], object] | None, count: int) -> None:
+    for _ in range(count if on_structure is not None else 0):
+        assert on_structure is not None
+        on_structure()
 
 
 def _normal_like(values: Tensor, generator: torch.Generator) -> Tensor:

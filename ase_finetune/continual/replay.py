@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ase_finetune.graphs import AtomGraph
+from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.batched import predict_many
 
@@ -23,6 +24,7 @@ def pseudo_label(
     *,
     cache: Path | None = None,
     on_structure: Callable[[], object] | None = None,
+    processes: Processes = ALONE,
 ) -> list[AtomGraph]:
     """Label structures with a potential's own energy, forces and stress.
 
@@ -39,21 +41,24 @@ def pseudo_label(
         Folder to keep the labels in, so that the same model labels the same structures only once.
     on_structure
         Called after each structure, for a progress bar.
+    processes
+        Share the work; all get all labels.
 
     Returns
     -------
     The graphs with labels; stress is left out where the cell has no volume.
     """
     file = cache / f"{_digest(potential, graphs)}.safetensors" if cache is not None else None
-    labels = _read(file) if file is not None else None
+    # The first process looks for all: others may see another folder, or a file that is being written.
+    labels = processes.gather(_read(file) if file is not None and processes.is_first else None)[0]
     if labels is None:
-        predictions = predict_many(potential, graphs, on_structure=on_structure)
+        predictions = predict_many(potential, graphs, on_structure=on_structure, processes=processes)
         labels = {
             "energy": torch.cat([p.energy for p in predictions]),
             "forces": torch.cat([p.forces for p in predictions if p.forces is not None]),
             "stress": torch.cat([p.stress for p in predictions if p.stress is not None]),
         }
-        if file is not None:
+        if file is not None and processes.is_first:
             _write(labels, file)
     forces = labels["forces"].split([len(graph.numbers) for graph in graphs])
     return [

@@ -20,6 +20,7 @@ from ase_finetune.finetuning.preparing import Frames
 from ase_finetune.finetuning.run_folder import RunFolder
 from ase_finetune.finetuning.stages import Sources, prepare
 from ase_finetune.finetuning.training import Trainer
+from ase_finetune.parallel import Processes, launched
 from ase_finetune.potentials import Potential, load_potential
 from ase_finetune.potentials.devices import resolve_device, resolve_dtype
 from ase_finetune.potentials.storage import potential_hash
@@ -94,18 +95,20 @@ def finetune(
         raise InputError(f"give either config or single options, not both (got {', '.join(options)})")
     config = config or FinetuneConfig.from_options(options)
     _check_sources(train, relaxations, config)
-    folder = None if output is None else RunFolder(Path(output))
-    log = Log(verbose)
-    potential, base = _load(model, head, config)
-    metadata = _describe_base(model, potential, base, config)
-    run = prepare(potential, Sources(train, valid, relaxations, valid_relaxations, replay), config, log, metadata)
+    processes = launched(config.device)
+    folder = processes.on_first(lambda: None if output is None else RunFolder(Path(output)))
+    log = Log(verbose and processes.is_first)
+    potential, base = _load(model, head, config, processes)
+    metadata = _describe_base(model, potential, base, config) | {"processes": processes.size}
+    sources = Sources(train, valid, relaxations, valid_relaxations, replay)
+    run = prepare(potential, sources, config, log, metadata, processes)
     if folder is not None:
         folder.write_metadata(metadata)
     rows: list[dict[str, Any]] = []
     for task in run.tasks:
         if len(run.tasks) > 1:
             log(f"stage: {task.name}")
-        trainer = Trainer(potential, task, run.replay, config, run.penalty, log)
+        trainer = Trainer(potential, task, run.replay, config, run.penalty, log, processes)
         trainer.rows = rows
         _fit(trainer, folder, metadata, log)
         metadata.setdefault("stages", []).append({"stage": task.name, **_conclude(trainer, log)})
@@ -113,10 +116,13 @@ def finetune(
     unfreeze_parameters(potential, metadata["frozen"])
     calculator = FinetunedCalculator(potential, device=str(potential.device), dtype=config.dtype)
     calculator.history, calculator.metadata = rows, metadata
+    if output is not None:
+        calculator.parameters["model"] = str(Path(output) / "model")
+        log(f"written to {output}: model, history.csv, run.json, log.txt")
+    # The others wait here: what they do next may need the files.
     if folder is not None:
-        calculator.parameters["model"] = str(folder.model)
-        log(f"written to {folder.path}: model, history.csv, run.json, log.txt")
         folder.write_result(potential, metadata, log)
+    processes.gather(None)
     return calculator
 
 
@@ -157,8 +163,10 @@ def _conclude(trainer: Trainer, log: Log) -> dict[str, Any]:
     }
 
 
-def _load(model: Model, head: str | None, config: FinetuneConfig) -> tuple[Potential, dict[str, Any]]:
-    device, dtype = resolve_device(config.device), resolve_dtype(config.dtype)
+def _load(
+    model: Model, head: str | None, config: FinetuneConfig, processes: Processes
+) -> tuple[Potential, dict[str, Any]]:
+    device, dtype = processes.device or resolve_device(config.device), resolve_dtype(config.dtype)
     potential, base = load_potential(model, head=head, device=device, dtype=dtype, trust_pickle=config.trust_pickle)
     if potential is model:
         potential = copy.deepcopy(potential).to(device=device, dtype=dtype)

@@ -30,7 +30,10 @@ class FinetuneConfig:
         Training frames per step.
     max_edges
         Largest number of edges worked on at once; a batch with more is cut into pieces whose gradients add
-        up to its own. ``None`` is 2500 on a CPU, where that is fastest, and 100 000 on a GPU.
+        up to its own. ``None`` is 2500 on a CPU, where that is fastest; on a GPU the memory of one step is
+        measured before. Pieces that do not fit all the same are halved, to the same effect.
+    num_workers
+        Processes that read and build the graphs of a streamed data set ahead of their use.
     learning_rate
         Peak of the schedule.
     loss
@@ -75,6 +78,9 @@ class FinetuneConfig:
         Structures the Fisher information is estimated on.
     fisher_draws
         Random draws per structure of the label-free form.
+    fisher_probes
+        Backward passes per batch of the empirical form, an unbiased estimate; ``None`` is exact and makes one
+        per structure.
     fisher_normalize
         Divide the Fisher information by its mean; ``None`` does so for our own estimates, not for published files.
     fisher_anchor
@@ -99,6 +105,7 @@ class FinetuneConfig:
     epochs: int = 10
     batch_size: int = 4
     max_edges: int | None = None
+    num_workers: int = 0
     learning_rate: float = 3e-4
     loss: Loss = field(default_factory=Loss)
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -119,6 +126,7 @@ class FinetuneConfig:
     fisher: str = "auto"
     fisher_size: int = 100
     fisher_draws: int = 1
+    fisher_probes: int | None = None
     fisher_normalize: bool | None = None
     fisher_anchor: str | None = None
     ewc_lambda: float | None = None
@@ -136,18 +144,17 @@ class FinetuneConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(allowed)}")
-        for name in _POSITIVE:
+        for name in (*_POSITIVE, *_NOT_NEGATIVE):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name} must be positive, got {value}")
+            if value is not None and not (value > 0 or (value == 0 and name in _NOT_NEGATIVE)):
+                how = "must not be negative" if name in _NOT_NEGATIVE else "must be positive"
+                raise InputError(f"{name} {how}, got {value}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is a fraction of the steps between 0 and 1, got {self.warmup}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InputError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
         if self.ewc_lambda is not None and not 0 <= self.ewc_lambda < float("inf"):
             raise InputError(f"ewc_lambda must be a finite number that is not negative, got {self.ewc_lambda}")
-        if self.replay_weight < 0 or self.monitor_size < 0 or self.weight_decay < 0:
-            raise InputError("replay_weight, monitor_size and weight_decay must not be negative")
         if isinstance(self.freeze, str):
             raise InputError(f"freeze takes a list of patterns, got the string {self.freeze!r}")
         object.__setattr__(self, "freeze", tuple(self.freeze))  # equal, however the patterns were given
@@ -204,8 +211,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 _POSITIVE = """
     epochs batch_size max_edges learning_rate clip_norm early_stopping
-    replay_size replay_batch_size fisher_size fisher_draws
+    replay_size replay_batch_size fisher_size fisher_draws fisher_probes
     """.split()
+
+_NOT_NEGATIVE = ("replay_weight", "monitor_size", "weight_decay", "num_workers")
 
 
 def _loss(options: dict[str, Any]) -> Loss:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from ase_finetune.continual import EWCPenalty
 from ase_finetune.errors import InputError, TrainingError
 from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
+from ase_finetune.potentials.memory import EdgeBudget, halve_if_out_of_memory
 
 
 def freeze_parameters(potential: Potential, patterns: Sequence[str]) -> list[str]:
@@ -94,10 +99,36 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: FinetuneConfig, ste
     return LambdaLR(optimizer, factor)
 
 
+class PieceLoss(NamedTuple):
+    """What some examples contribute to the loss of their batch, and what to do once its gradient is known."""
+
+    value: Tensor
+    keep: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a batch that is worked on at once, and can be halved.
+
+    Attributes
+    ----------
+    examples
+        Positions of the examples in the batch.
+    loss
+        Of some of them. Must leave no trace: that is for ``keep`` of its result.
+    budget
+        Bound of the pieces of batches to come.
+    """
+
+    examples: list[int]
+    loss: Callable[[list[int]], PieceLoss]
+    budget: EdgeBudget
+
+
 class Updater:
     """One optimizer step on a loss, with the EWC penalty and gradient clipping.
 
-    Every method is made of such updates: ``alternate`` makes two, each with its own ``zero_grad``, and
+    Every method is made of such updates: ``alternate`` makes two, each with its own gradient, and
     the penalty acts on both; ``joint`` makes one on the sum of two losses.
 
     Parameters
@@ -108,40 +139,93 @@ class Updater:
         EWC, or ``None``.
     clip_norm
         Largest norm of the gradient, or ``None``.
+    processes
+        Share each batch: the gradients of their pieces are summed.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, penalty: EWCPenalty | None = None, clip_norm: float | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        penalty: EWCPenalty | None = None,
+        clip_norm: float | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.optimizer = optimizer
         self.penalty = penalty
         self.clip_norm = clip_norm
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.processes = processes
+        self._parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def update(self, pieces: Iterable[Callable[[], Tensor]]) -> float:
+    def update(self, pieces: Iterable[Piece]) -> float:
         """Make one step on the sum of the pieces of a loss; returns it without the penalty.
 
         Each piece is evaluated and its gradient added before the next one, so that memory is that of
-        the largest piece.
+        the largest piece. A piece that does not fit into memory is halved, to the same effect.
 
         Raises
         ------
         TrainingError
             If the loss or its gradient is not finite; the parameters are left as they were.
+        ProcessError
+            If another process could not evaluate its share.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        value = 0.0
-        for piece in pieces:
-            loss = piece()
-            value += float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(f"the loss is {value}")
-            if loss.requires_grad:  # not if every example of a piece had to be left out
-                loss.backward()
+        value, failure = 0.0, None
+        try:
+            value = self._differentiate(pieces)
+        except Exception as error:
+            if self.processes.size == 1:
+                raise
+            value, failure = math.nan, error  # the others wait for this process's share
+        value = self._sum(value)
+        if not math.isfinite(value):
+            self.processes.agree(failure)
+            raise TrainingError(f"the loss is {value}")
         if self.penalty is not None:
             self.penalty.add_gradient()
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self.clip_norm or math.inf))
         if not math.isfinite(norm):
             raise TrainingError(f"the norm of the gradient is {norm}")
         self.optimizer.step()
+        return value
+
+    def _differentiate(self, pieces: Iterable[Piece]) -> float:
+        """Add the gradients of the pieces to those of the parameters; returns the loss."""
+        # Added up where they are: each number read from a GPU would make the program wait for it.
+        values: list[Tensor] = []
+
+        def work(examples: list[int], piece: Piece) -> None:
+            value, keep = piece.loss(examples)
+            if value.requires_grad:  # not if every example of a piece had to be left out
+                # Unlike backward(), all or nothing: memory may run out on the way.
+                gradients = torch.autograd.grad(value, self._parameters, allow_unused=True)
+                self._add(gradients)
+            values.append(value.detach().double())
+            keep()
+
+        for piece in pieces:
+            halve_if_out_of_memory(functools.partial(work, piece=piece), piece.examples, piece.budget.halve)
+        return float(torch.stack(values).sum()) if values else 0.0
+
+    def _add(self, gradients: Sequence[Tensor | None]) -> None:
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                # Autograd may hand out one tensor twice, or an expanded one; this one is added to in place.
+                parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
+            else:
+                parameter.grad.add_(gradient)
+
+    def _sum(self, value: float) -> float:
+        """Loss and gradients over all processes; a parameter that none of them used keeps no gradient."""
+        if self.processes.size == 1:
+            return value
+        used = [0.0 if parameter.grad is None else 1.0 for parameter in self._parameters]
+        value, *used = self.processes.total([value, *used])
+        wanted = [parameter for parameter, count in zip(self._parameters, used, strict=True) if count]
+        for parameter in wanted:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.processes.sum_([parameter.grad for parameter in wanted if parameter.grad is not None])
         return value

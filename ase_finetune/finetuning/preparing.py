@@ -38,6 +38,7 @@ from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.history import Log
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.metrics import Errors, measure
+from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.batched import predict_many
 
@@ -70,7 +71,7 @@ def read_target(
     return frames, held_out, "validation frames given"
 
 
-def labelled_graphs(potential: Potential, frames: FrameSet) -> list[AtomGraph]:
+def labelled_graphs(potential: Potential, frames: FrameSet) -> Sequence[AtomGraph]:
     """Graphs with labels in the potential's dtype; unknown elements raise and name the frame."""
     for frame in frames:
         try:
@@ -90,7 +91,12 @@ class Target(NamedTuple):
 
 
 def check_and_align(
-    potential: Potential, train: FrameSet, valid: FrameSet | None, config: FinetuneConfig, log: Log
+    potential: Potential,
+    train: FrameSet,
+    valid: FrameSet | None,
+    config: FinetuneConfig,
+    log: Log,
+    processes: Processes = ALONE,
 ) -> Target:
     """Compare the labels with the pretrained model, and bring energies to its reference, or it to theirs.
 
@@ -101,7 +107,7 @@ def check_and_align(
     """
     graphs = labelled_graphs(potential, train)
     with log.bar(len(graphs), "pretrained model on train") as bar:
-        predictions = predict_many(potential, graphs, on_structure=bar.update)
+        predictions = predict_many(potential, graphs, on_structure=bar.update, processes=processes)
     forces = [_numpy(p.forces) for p in predictions]
     energies = [float(p.energy[0]) for p in predictions]
     for note in check_units(train, forces, [_numpy(p.stress).reshape(6) for p in predictions]):
@@ -134,7 +140,7 @@ def shift_labels(graphs: Sequence[AtomGraph], offsets: ReferenceOffsets) -> list
 
 
 def replay_graphs(
-    potential: Potential, replay: Frames | None, config: FinetuneConfig, log: Log
+    potential: Potential, replay: Frames | None, config: FinetuneConfig, log: Log, processes: Processes = ALONE
 ) -> tuple[list[AtomGraph], list[AtomGraph], str]:
     """Labelled replay graphs to train on, held-out ones to watch forgetting, and their digest."""
     if replay is None:
@@ -160,7 +166,7 @@ def replay_graphs(
     if config.replay_labels == "data" and not has_labels:
         raise DataError("replay_labels='data', but the replay structures carry no labels")
     if config.replay_labels == "data" or (config.replay_labels == "auto" and has_labels):
-        graphs = frames.graphs(potential.cutoff, potential.dtype)
+        graphs = list(frames.graphs(potential.cutoff, potential.dtype))
         log(f"replay: {len(graphs)} structures with the labels of their file")
     else:
         if config.uses_ewc and config.fisher == "empirical":
@@ -170,7 +176,9 @@ def replay_graphs(
             )
         graphs = [graph.without_labels() for graph in frames.graphs(potential.cutoff, potential.dtype)]
         with log.bar(len(graphs), "pretrained model on replay") as bar:
-            graphs = pseudo_label(potential, graphs, cache=_cache_folder(), on_structure=bar.update)
+            graphs = pseudo_label(
+                potential, graphs, cache=_cache_folder(), on_structure=bar.update, processes=processes
+            )
         log(f"replay: {len(graphs)} structures labelled by the pretrained model")
     return graphs[: len(trained)], graphs[len(trained) :], frames.digest()
 
@@ -188,7 +196,12 @@ def _roles(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
 
 
 def build_penalty(
-    potential: Potential, replay: list[AtomGraph], config: FinetuneConfig, log: Log, model_hash: str
+    potential: Potential,
+    replay: list[AtomGraph],
+    config: FinetuneConfig,
+    log: Log,
+    model_hash: str,
+    processes: Processes = ALONE,
 ) -> tuple[EWCPenalty, FisherInformation]:
     """The EWC penalty of the config; Fisher information is estimated, or read if it is of the model of the hash.
 
@@ -197,7 +210,7 @@ def build_penalty(
     CheckpointError
         If a Fisher file belongs to another model or loss.
     """
-    fisher = _fisher(potential, replay, config, log, model_hash)
+    fisher = _fisher(potential, replay, config, log, model_hash, processes)
     own = fisher.metadata.get("kind") != "published"
     normalize = own if config.fisher_normalize is None else config.fisher_normalize
     if normalize:
@@ -240,17 +253,22 @@ DEFAULT_LAMBDA_RAW = 1e5
 
 
 def _fisher(
-    potential: Potential, replay: list[AtomGraph], config: FinetuneConfig, log: Log, model_hash: str
+    potential: Potential,
+    replay: list[AtomGraph],
+    config: FinetuneConfig,
+    log: Log,
+    model_hash: str,
+    processes: Processes,
 ) -> FisherInformation:
     graphs = replay[: config.fisher_size]
     if config.fisher in ("auto", "label-free"):
         with log.bar(len(graphs) * config.fisher_draws, "Fisher information") as bar:
-            return gaussian_fisher(
-                potential, graphs, draws=config.fisher_draws, seed=config.seed, on_structure=bar.update
-            )
+            shared: dict[str, Any] = {"seed": config.seed, "on_structure": bar.update, "processes": processes}
+            return gaussian_fisher(potential, graphs, draws=config.fisher_draws, **shared)
     if config.fisher == "empirical":
         with log.bar(len(graphs), "Fisher information") as bar:
-            return empirical_fisher(potential, graphs, config.loss, on_structure=bar.update)
+            shared = {"seed": config.seed, "on_structure": bar.update, "processes": processes}
+            return empirical_fisher(potential, graphs, config.loss, probes=config.fisher_probes, **shared)
     return load_fisher(config.fisher, model_hash=model_hash, loss=config.loss)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -18,11 +17,14 @@ from torch import Tensor, nn
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.data import Pair, PairSet
 from ase_finetune.finetuning.history import RELAXATION_COLUMNS, Log
+from ase_finetune.finetuning.optimizing import Piece, PieceLoss
 from ase_finetune.finetuning.relaxation_config import RelaxationConfig
 from ase_finetune.finetuning.tasks import Measured, Task
 from ase_finetune.graphs import neighbor_list
+from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.batched import fill_batches
+from ase_finetune.potentials.memory import EdgeBudget
 from ase_finetune.trajectories.evaluation import RelaxationErrors, evaluate_relaxations, summarize
 from ase_finetune.trajectories.rollout import Rollout, rollout
 from ase_finetune.trajectories.structures import Structures
@@ -65,7 +67,9 @@ class RelaxationTask(Task):
         Target energies of the training pairs in the potential's reference, eV; needed if the loss has
         an energy weight. NaN where there is none.
     log
-        For progress bars.
+        For progress bars and notes.
+    processes
+        Share each batch and the validation.
     """
 
     name = "relaxations"
@@ -79,6 +83,7 @@ class RelaxationTask(Task):
         config: RelaxationConfig,
         log: Log,
         energies: Sequence[float] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self._potential, self._train, self._valid, self._config, self._log = potential, train, valid, config, log
         self._energies = energies
@@ -94,10 +99,11 @@ class RelaxationTask(Task):
             method = config.method()
             start = torch.tensor(float(getattr(method, method.step_parameter)), dtype=torch.float64)
             self._log_step_size = nn.Parameter(start.log().to(potential.device))
+        self._processes = processes
+        self._budget = EdgeBudget(config.max_edges or (4000 if potential.device.type == "cpu" else 50_000), log)
         self._ends: list[tuple[float, float, float]] = []
-        self._skipped: Counter[int] = Counter()
-        self._reasons: dict[int, str] = {}
-        self._unsolved: list[tuple[list[int], dict[int, str]]] = []
+        #: Examples that were left out this epoch, and why.
+        self._skipped: dict[int, str] = {}
         self._scale = math.nan
 
     @property
@@ -110,29 +116,18 @@ class RelaxationTask(Task):
             return []
         return [(self._log_step_size, self._config.step_size_learning_rate)]
 
-    def begin_epoch(self) -> None:
+    def batches(self, order: Sequence[Sequence[int]]) -> Iterator[list[Piece]]:
         self._ends = []
-        self._skipped.clear()
-        self._reasons = {}
-        self._unsolved = []
-
-    def pieces(self, indices: Sequence[int]) -> list[Callable[[], Tensor]]:
-        bound = self._config.max_edges or (4000 if self._potential.device.type == "cpu" else 50_000)
-        pieces = fill_batches([self._edges[index] for index in indices], bound)
-        return [
-            functools.partial(self._loss, [indices[position] for position in piece], len(indices)) for piece in pieces
-        ]
+        self._skipped = {}
+        return map(self._pieces, order)
 
     def train_errors(self) -> RolloutErrors:
-        for indices, failures in self._unsolved:
-            for position, reason in failures.items():
-                self._skip(indices[position], reason)
-        self._unsolved.clear()
-        skipped = sum(self._skipped.values())
-        if not self._ends:
-            return RolloutErrors(math.nan, math.nan, math.nan, skipped)
-        losses, distances, strains = zip(*self._ends, strict=True)
-        return RolloutErrors(sum(losses) / len(losses), median(distances), median(strains), skipped)
+        ends = [end for part in self._processes.gather(self._ends) for end in part]
+        self._skipped = {k: v for part in self._processes.gather(self._skipped) for k, v in part.items()}
+        if not ends:
+            return RolloutErrors(math.nan, math.nan, math.nan, len(self._skipped))
+        losses, distances, strains = zip(*ends, strict=True)
+        return RolloutErrors(sum(losses) / len(losses), median(distances), median(strains), len(self._skipped))
 
     def evaluate(self, potential: Potential) -> RelaxationErrors | None:
         if self._valid is None:
@@ -147,6 +142,7 @@ class RelaxationTask(Task):
                 fmax=self._config.valid_fmax,
                 steps=self._config.valid_steps,
                 progress=None if self._log.verbose else False,
+                processes=self._processes,
             )
         )
         if math.isnan(self._scale):
@@ -168,16 +164,22 @@ class RelaxationTask(Task):
     def notes(self) -> list[str]:
         notes = []
         if self._skipped:
-            index, reason = next(iter(self._reasons.items()))
+            index, reason = next(iter(self._skipped.items()))
             notes.append(
-                f"{sum(self._skipped.values())} rollouts were left out, for example "
+                f"{len(self._skipped)} rollouts were left out, for example "
                 f"{self._train.describe(self._pair_of[index])}: {reason}"
             )
         if self.step_size is not None:
             notes.append(f"the step size is {self.step_size:.4g}")
         return notes
 
-    def _loss(self, indices: list[int], batch_size: int) -> Tensor:
+    def _pieces(self, batch: Sequence[int]) -> list[Piece]:
+        own = [batch[k] for k in self._processes.share([self._edges[index] for index in batch])]
+        pieces = fill_batches([self._edges[index] for index in own], self._budget.edges)
+        loss = functools.partial(self._piece_loss, len(batch))
+        return [Piece([own[position] for position in piece], loss, self._budget) for piece in pieces]
+
+    def _piece_loss(self, batch_size: int, indices: list[int]) -> PieceLoss:
         """The part of the batch's loss that these structures contribute; those that explode contribute none."""
         config = self._config
         run = rollout(
@@ -189,37 +191,43 @@ class RelaxationTask(Task):
             cell=self._cell,
             fmax=config.fmax,
         )
-        for position, reason in run.failed.items():
-            self._skip(indices[position], reason)
+        kept = [indices[position] for position in run.kept]
         if run.structures is None:
-            return torch.zeros((), dtype=torch.float64, device=self._potential.device)
-        kept = [self._pair_of[indices[position]] for position in run.kept]
-        target = Structures.from_atoms([self._train[k].relaxed for k in kept], device=self._potential.device)
-        # Filled in the backward pass, if equations cannot be solved.
-        self._unsolved.append(([indices[position] for position in run.kept], run.solver_failures))
-        values = self._distances(run, run.structures, target, kept)
+            nothing = torch.zeros((), dtype=torch.float64, device=self._potential.device)
+            return PieceLoss(nothing, functools.partial(self._keep, run, indices, kept, []))
+        pairs = [self._pair_of[index] for index in kept]
+        target = Structures.from_atoms([self._train[k].relaxed for k in pairs], device=self._potential.device)
+        values, ends = self._distances(run, run.structures, target, pairs)
         if run.guide is not None and any(weight for name, weight in config.loss.weights.items() if name != "energy"):
             values = values + dataclasses.replace(config.loss, energy=0.0)(run.guide, target)
         if config.robust is not None:
             values = config.robust * torch.log1p(values / config.robust)
-        return config.weight * values.sum() / batch_size
+        total = config.weight * values.sum() / batch_size
+        return PieceLoss(total, functools.partial(self._keep, run, indices, kept, ends))
 
-    def _distances(self, run: Rollout, structures: Structures, target: Structures, kept: list[int]) -> Tensor:
+    def _keep(self, run: Rollout, indices: list[int], kept: list[int], ends: list[tuple[float, float, float]]) -> None:
+        """Note where rollouts ended and which were left out; some fail in the backward pass only."""
+        self._ends += ends
+        for position, reason in run.failed.items():
+            self._skipped.setdefault(indices[position], reason)
+        for position, reason in run.solver_failures.items():
+            self._skipped.setdefault(kept[position], reason)
+
+    def _distances(
+        self, run: Rollout, structures: Structures, target: Structures, pairs: list[int]
+    ) -> tuple[Tensor, list[tuple[float, float, float]]]:
+        """Loss of each structure, and for the history loss, RMSD and strain."""
         loss = self._config.loss
         energies: dict[str, Tensor] = {}
         if loss.energy > 0:
             assert self._energies is not None
-            wanted = torch.tensor([self._energies[k] for k in kept], dtype=torch.float64, device=target.cell.device)
+            wanted = torch.tensor([self._energies[k] for k in pairs], dtype=torch.float64, device=target.cell.device)
             energies = {"energy": run.energy(), "target_energy": wanted}
         values = loss(structures, target, **energies)
         with torch.no_grad():
             terms = loss.terms(structures, target)
-            self._ends += zip(values.tolist(), terms["rmsd"].tolist(), terms["strain"].tolist(), strict=True)
-        return values
-
-    def _skip(self, index: int, reason: str) -> None:
-        self._skipped[index] += 1
-        self._reasons.setdefault(index, reason)
+            ends = list(zip(values.tolist(), terms["rmsd"].tolist(), terms["strain"].tolist(), strict=True))
+        return values, ends
 
 
 def _at_the_target(pair: Pair) -> Atoms:

@@ -21,6 +21,7 @@ from ase_finetune.data import (
 )
 from ase_finetune.errors import DataError, InputError
 from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.finetuning.frame_task import FrameBatches, FrameTask, Replay, edge_budget
 from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.optimizing import freeze_parameters, parameter_table
 from ase_finetune.finetuning.preparing import (
@@ -33,8 +34,9 @@ from ase_finetune.finetuning.preparing import (
     shift_labels,
 )
 from ase_finetune.finetuning.relaxation_task import RelaxationTask
-from ase_finetune.finetuning.tasks import FrameTask, Replay, Task
+from ase_finetune.finetuning.tasks import Task
 from ase_finetune.graphs import AtomGraph
+from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.batched import predict_many
 
@@ -66,7 +68,14 @@ class _Pairs:
     how: str
 
 
-def prepare(potential: Potential, sources: Sources, config: FinetuneConfig, log: Log, metadata: dict[str, Any]) -> Run:
+def prepare(
+    potential: Potential,
+    sources: Sources,
+    config: FinetuneConfig,
+    log: Log,
+    metadata: dict[str, Any],
+    processes: Processes = ALONE,
+) -> Run:
     """Everything before step 1, told and entered into the metadata.
 
     Raises
@@ -76,28 +85,37 @@ def prepare(potential: Potential, sources: Sources, config: FinetuneConfig, log:
     """
     frames = None if sources.train is None else read_target(sources.train, sources.valid, config)
     pairs = None if sources.relaxations is None else _read_pairs(potential, sources, config)
-    trained, watched, replay_digest = replay_graphs(potential, sources.replay, config, log)
+    trained, watched, replay_digest = replay_graphs(potential, sources.replay, config, log, processes)
     metadata["data"] = {"replay": replay_digest}
     if frames is not None:
-        target = _align_frames(potential, frames, trained, config, log, metadata)
+        target = _align_frames(potential, frames, trained, config, log, metadata, processes)
         if target.offsets is not None and config.reference == "shift":
             trained, watched = shift_labels(trained, target.offsets), shift_labels(watched, target.offsets)
     if pairs is not None:
         _tell_pairs(pairs, log, metadata)
     metadata["frozen"] = freeze_parameters(potential, config.freeze)
     log(parameter_table(potential))
-    run = Run(Replay(trained if config.uses_replay else [], watched))
+    run = Run(Replay(watched=watched))
     metadata["fisher"] = None
     if config.uses_ewc:
-        run.penalty, fisher = build_penalty(potential, trained, config, log, metadata["base_hash"])
+        run.penalty, fisher = build_penalty(potential, trained, config, log, metadata["base_hash"], processes)
         metadata["fisher"] = fisher.metadata
+    train = [] if frames is None else labelled_graphs(potential, target.train)
+    used = trained if config.uses_replay else []
+    # One bound for all frames: target and replay take turns in the same memory.
+    budget = edge_budget(potential, [used, train], config, log)
+    if used:
+        weight = config.replay_weight
+        batches = FrameBatches(potential, used, config.loss, budget, weight=weight, processes=processes)
+        run.replay = Replay(batches, watched)
     if frames is not None:
-        train = labelled_graphs(potential, target.train)
         valid = [] if target.valid is None else labelled_graphs(potential, target.valid)
-        run.tasks.append(FrameTask(potential, train, valid, config, target.untouched))
+        workers = config.num_workers
+        batches = FrameBatches(potential, train, config.loss, budget, processes=processes, num_workers=workers)
+        run.tasks.append(FrameTask(batches, valid, config, target.untouched))
     if pairs is not None:
-        energies = _target_energies(potential, pairs.train, log) if config.bptt.loss.energy > 0 else None
-        run.tasks.append(RelaxationTask(potential, pairs.train, pairs.valid, config.bptt, log, energies))
+        energies = _target_energies(potential, pairs.train, log, processes) if config.bptt.loss.energy > 0 else None
+        run.tasks.append(RelaxationTask(potential, pairs.train, pairs.valid, config.bptt, log, energies, processes))
     return run
 
 
@@ -108,6 +126,7 @@ def _align_frames(
     config: FinetuneConfig,
     log: Log,
     metadata: dict[str, Any],
+    processes: Processes,
 ) -> Any:
     """Tell what the frames are, and bring their energies to the model's reference."""
     train, valid, how = frames
@@ -117,7 +136,7 @@ def _align_frames(
     log(f"split: {how}")
     metadata["data"] |= {name: part.digest() for name, part in named.items()}
     metadata["split"] = how
-    target = check_and_align(potential, train, valid, config, log)
+    target = check_and_align(potential, train, valid, config, log, processes)
     if target.offsets is not None:
         # Of the labels to the model, which the calculator can add back, or of the model, which has them now.
         name = "reference_offsets" if config.reference == "align" else "shifted_by"
@@ -157,7 +176,7 @@ def _tell_pairs(pairs: _Pairs, log: Log, metadata: dict[str, Any]) -> None:
     metadata["split_relaxations"] = pairs.how
 
 
-def _target_energies(potential: Potential, pairs: PairSet, log: Log) -> list[float]:
+def _target_energies(potential: Potential, pairs: PairSet, log: Log, processes: Processes) -> list[float]:
     """Energies of the relaxed structures in the potential's own reference, eV; NaN where there is none."""
     if not pairs.num_energies:
         raise DataError(f"the loss of bptt has an energy weight, but no pair of {pairs.name} has an energy")
@@ -165,7 +184,8 @@ def _target_energies(potential: Potential, pairs: PairSet, log: Log) -> list[flo
         [pair.relaxed for pair in pairs], name=pairs.name, energies=[pair.energy for pair in pairs]
     )
     graphs = frames.graphs(potential.cutoff, potential.dtype)
-    predicted = [float(p.energy[0]) for p in predict_many(potential, graphs, forces=False, stress=False)]
+    predictions = predict_many(potential, graphs, forces=False, stress=False, processes=processes)
+    predicted = [float(prediction.energy[0]) for prediction in predictions]
     offsets = fit_reference(frames, predicted)
     log(f"energies of relaxed structures: {offsets.describe()}")
     return [math.nan if frame.energy is None else frame.energy for frame in align(frames, offsets)]

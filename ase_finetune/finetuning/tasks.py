@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
-from ase_finetune.finetuning.config import FinetuneConfig
-from ase_finetune.finetuning.history import FRAME_COLUMNS, Columns
-from ase_finetune.graphs import AtomGraph, collate
-from ase_finetune.losses import LabelCounts, label_counts
-from ase_finetune.metrics import Errors, ErrorSums, evaluate
+from ase_finetune.finetuning.history import Columns
+from ase_finetune.finetuning.optimizing import Piece
 from ase_finetune.potentials.base import Potential
-from ase_finetune.potentials.batched import batches_by_edges
 
 
 class Measured(Protocol):
@@ -28,14 +22,6 @@ class Measured(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values by name."""
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Labelled graphs of old structures: those trained on, and those held out to watch forgetting."""
-
-    trained: list[AtomGraph] = field(default_factory=list)
-    watched: list[AtomGraph] = field(default_factory=list)
 
 
 class Task(ABC):
@@ -63,12 +49,8 @@ class Task(ABC):
     untouched: Measured | None = None
 
     @abstractmethod
-    def begin_epoch(self) -> None:
-        """Start the sums of an epoch."""
-
-    @abstractmethod
-    def pieces(self, indices: Sequence[int]) -> list[Callable[[], Tensor]]:
-        """The loss of a batch, cut into pieces that add up to it."""
+    def batches(self, order: Sequence[Sequence[int]]) -> Iterator[list[Piece]]:
+        """Start an epoch: for each batch of examples the pieces, which add up to its loss, of this process's share."""
 
     @abstractmethod
     def train_errors(self) -> Measured:
@@ -89,85 +71,3 @@ class Task(ABC):
     def forgetting(self, replay: Measured, before: Measured) -> float:
         """How much was forgotten, in units of the validation loss."""
         return replay.loss - before.loss
-
-
-class FrameTask(Task):
-    """Labelled frames: energies, forces and stresses.
-
-    Parameters
-    ----------
-    potential
-        What is trained.
-    train, valid
-        Labelled graphs in its dtype.
-    config
-        The options.
-    untouched
-        Errors of the potential on ``train`` before training, where they are known.
-    """
-
-    name = "frames"
-    columns = FRAME_COLUMNS
-
-    def __init__(
-        self,
-        potential: Potential,
-        train: list[AtomGraph],
-        valid: list[AtomGraph],
-        config: FinetuneConfig,
-        untouched: Errors | None = None,
-    ) -> None:
-        self._potential, self._train, self._valid, self._config = potential, train, valid, config
-        self.size, self.epochs, self.batch_size = len(train), config.epochs, config.batch_size
-        self.learning_rate, self.clip_norm = config.learning_rate, config.clip_norm
-        self.untouched = untouched
-        self._sums = ErrorSums(config.loss)
-
-    def begin_epoch(self) -> None:
-        self._sums = ErrorSums(self._config.loss)
-
-    def pieces(self, indices: Sequence[int]) -> list[Callable[[], Tensor]]:
-        return frame_pieces(self._potential, [self._train[index] for index in indices], self._config, sums=self._sums)
-
-    def train_errors(self) -> Errors:
-        return self._sums.errors()
-
-    def evaluate(self, potential: Potential) -> Errors | None:
-        return evaluate(potential, self._valid, self._config.loss)
-
-
-def edges_at_once(potential: Potential, config: FinetuneConfig) -> int:
-    """Bound of the edges of one piece. Smaller ones stay in the caches of a CPU; a GPU wants what fits."""
-    return config.max_edges or (2500 if potential.device.type == "cpu" else 100_000)
-
-
-def frame_pieces(
-    potential: Potential,
-    graphs: list[AtomGraph],
-    config: FinetuneConfig,
-    *,
-    weight: float = 1.0,
-    sums: ErrorSums | None = None,
-) -> list[Callable[[], Tensor]]:
-    """The weighted loss of a batch of labelled frames, in pieces that add up to it."""
-    counts = label_counts(graphs)
-    return [
-        functools.partial(_frame_loss, potential, [graphs[index] for index in piece], config, counts, weight, sums)
-        for piece in batches_by_edges(graphs, edges_at_once(potential, config))
-    ]
-
-
-def _frame_loss(
-    potential: Potential,
-    graphs: list[AtomGraph],
-    config: FinetuneConfig,
-    counts: LabelCounts,
-    weight: float,
-    sums: ErrorSums | None,
-) -> Tensor:
-    batch = collate(graphs).to(potential.device)
-    loss = config.loss
-    prediction = potential.predict(batch, forces=loss.needs_forces, stress=loss.needs_stress, create_graph=True)
-    if sums is not None:
-        sums.add(prediction, batch)
-    return weight * loss(prediction, batch, counts)

@@ -14,10 +14,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ase_finetune.continual import EWCPenalty
 from ase_finetune.errors import TrainingError
 from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.finetuning.frame_task import Replay
 from ase_finetune.finetuning.history import Log, epoch_line, epoch_row, header_line
-from ase_finetune.finetuning.optimizing import Updater, build_optimizer, build_schedule
-from ase_finetune.finetuning.tasks import Measured, Replay, Task, frame_pieces
+from ase_finetune.finetuning.optimizing import Piece, Updater, build_optimizer, build_schedule
+from ase_finetune.finetuning.tasks import Measured, Task
 from ase_finetune.metrics import evaluate
+from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
 
 
@@ -38,6 +40,8 @@ class Trainer:
         EWC, or ``None``.
     log
         Where epochs are told.
+    processes
+        Share the work; all make the same steps.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Trainer:
         config: FinetuneConfig,
         penalty: EWCPenalty | None,
         log: Log,
+        processes: Processes = ALONE,
     ) -> None:
         self.potential = potential
         self.task = task
@@ -55,6 +60,7 @@ class Trainer:
         self.config = config
         self.penalty = penalty
         self.log = log
+        self.processes = processes
         self.rows: list[dict[str, Any]] = []
         #: Called with the trainer after every epoch, for example to write files.
         self.on_epoch: Callable[[Trainer], None] | None = None
@@ -64,12 +70,13 @@ class Trainer:
         optimizer = build_optimizer(parameters, task.learning_rate, config)
         for parameter, rate in task.own_parameters():
             optimizer.add_param_group({"params": [parameter], "lr": rate, "weight_decay": 0.0})
-        self._updater = Updater(optimizer, penalty, task.clip_norm)
+        self._updater = Updater(optimizer, penalty, task.clip_norm, processes)
         self._schedule = build_schedule(optimizer, config, task.epochs * self._steps_per_epoch)
         self._average = None
         if config.ema_decay is not None:
             self._average = AveragedModel(potential, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-        self._replay_batches = self._shuffled_replay()
+        self._replay_batch: list[int] | None = None
+        self._replay_pieces = iter(()) if replay.trained is None else replay.trained.pieces(self._shuffled_replay())
         self._best_score, self._best_epoch = math.inf, 0
         #: Errors of the weights that are kept.
         self.best_errors: dict[str, Measured | None] = {}
@@ -104,12 +111,16 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> None:
         start = time.perf_counter()
-        self.task.begin_epoch()
         rate = float(self._schedule.get_last_lr()[0])
-        order = torch.randperm(self.task.size, generator=self._generator).tolist()
+        # Processors may differ in a last digit: nothing adds up over a run.
+        self.processes.same_([parameter for _, parameter in self.potential.native_parameters()])
+        indices = torch.randperm(self.task.size, generator=self._generator).tolist()
+        order = [
+            indices[first : first + self.task.batch_size] for first in range(0, len(indices), self.task.batch_size)
+        ]
         with self.log.bar(self._steps_per_epoch, f"epoch {epoch}") as bar:
-            for first in range(0, len(order), self.task.batch_size):
-                self._iteration(order[first : first + self.task.batch_size])
+            for batch, pieces in zip(order, self.task.batches(order), strict=True):
+                self._iteration(batch, pieces)
                 bar.update()
         trained = self.task.train_errors()
         for note in self.task.notes():
@@ -124,38 +135,35 @@ class Trainer:
         if self.on_epoch is not None:
             self.on_epoch(self)
 
-    def _iteration(self, indices: list[int]) -> None:
+    def _iteration(self, batch: list[int], target: list[Piece]) -> None:
         """One target batch and, with replay, one replay batch."""
-        replay = next(self._replay_batches, None)
-        target = self.task.pieces(indices)
+        replay = next(self._replay_pieces, None)
         try:
             if replay is None:
                 self._updater.update(target)
+            elif self.config.replay_schedule == "joint":
+                self._updater.update([*target, *replay])
             else:
-                graphs = [self.replay.trained[index] for index in replay]
-                old = frame_pieces(self.potential, graphs, self.config, weight=self.config.replay_weight)
-                if self.config.replay_schedule == "joint":
-                    self._updater.update([*target, *old])
-                else:
-                    self._updater.update(target)
-                    self._updater.update(old)
+                self._updater.update(target)
+                self._updater.update(replay)
         except TrainingError as error:
-            raise TrainingError(
-                f"{error} in the step on training {self.task.name} {indices} and replay frames {replay}"
-            ) from None
+            where = f"training {self.task.name} {batch} and replay frames {self._replay_batch}"
+            raise TrainingError(f"{error} in the step on {where}") from None
         self._schedule.step()
         if self._average is not None:
             self._average.update_parameters(self.potential)
 
     def _shuffled_replay(self) -> Iterator[list[int]]:
-        """Endless shuffled batches of replay structures; none without replay."""
+        """Endless shuffled batches of replay structures."""
+        assert self.replay.trained is not None
         count = len(self.replay.trained)
         size = min(self.config.replay_batch_size or self.config.batch_size, count)
         generator = torch.Generator().manual_seed(self.config.seed + 1)
-        while count:
+        while True:
             order = torch.randperm(count, generator=generator).tolist()
             for first in range(0, count - size + 1, size):
-                yield order[first : first + size]
+                self._replay_batch = order[first : first + size]
+                yield self._replay_batch
 
     @property
     def evaluated(self) -> Potential:
@@ -169,7 +177,7 @@ class Trainer:
     def _errors(self, potential: Potential) -> dict[str, Measured | None]:
         return {
             "valid": self.task.evaluate(potential),
-            "replay": evaluate(potential, self.replay.watched, self.config.loss),
+            "replay": evaluate(potential, self.replay.watched, self.config.loss, processes=self.processes),
         }
 
     def _keep_if_best(self, epoch: int, errors: dict[str, Measured | None]) -> bool:

@@ -18,6 +18,7 @@ from ase_finetune.optimize.lbfgs import LBFGSStep
 from ase_finetune.optimize.method import Method, check_positive
 from ase_finetune.optimize.pool import Pool, Relaxed
 from ase_finetune.optimize.relaxation import DEFAULT_SKIN, check_elements
+from ase_finetune.parallel import ALONE, Processes
 
 METHODS: dict[str, type[Method[Any]]] = {m.name: m for m in (GradientDescentStep, FIREStep, LBFGSStep)}
 
@@ -53,6 +54,7 @@ def relax(
     max_edges: int | None = None,
     skin: float = DEFAULT_SKIN,
     progress: bool | None = None,
+    processes: Processes = ALONE,
     **options: Any,
 ) -> list[Relaxed]:
     """Relax many structures together; each makes the steps it would make alone.
@@ -78,6 +80,9 @@ def relax(
         Of the neighbour lists, Å.
     progress
         Show a progress bar; ``None`` does on terminals.
+    processes
+        Share the structures; all get all results. Under ``torchrun`` or ``srun`` they are
+        ``ase_finetune.parallel.launched()``.
     **options
         Options of the optimizer, such as ``dt=0.2`` or ``maxstep=0.1``.
 
@@ -104,8 +109,12 @@ def relax(
     for index, atoms in enumerate(structures):
         check_relaxable(atoms, index, cell=options_of_cell is not None)
     pool = Pool(calc, method, options_of_cell, fmax=fmax, steps=steps, skin=skin, max_edges=max_edges)
-    with tqdm(total=len(structures), unit="structure", desc="relax", leave=False, disable=_hidden(progress)) as bar:
-        results = pool.run(structures, bar.update)
+    own = processes.share([len(atoms) for atoms in structures])
+    hidden = _hidden(progress) if processes.is_first else True
+    with tqdm(total=len(own), unit="structure", desc="relax", leave=False, disable=hidden) as bar:
+        found = pool.run([structures[index] for index in own], bar.update)
+    mine = {own[position]: result for position, result in found.items()}
+    results = {index: result for part in processes.gather(mine) for index, result in part.items()}
     return [results[index] for index in range(len(structures))]
 
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ase_finetune.errors import InputError
-from ase_finetune.graphs import AtomGraph, collate
+from ase_finetune.graphs import AtomGraph, collate, edge_counts
+from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential, Prediction
+from ase_finetune.potentials.memory import halve_if_out_of_memory
 
 #: Edges per batch when nothing is said: memory and time of a model grow with the edges, not with the
 #: structures. About 1 GB for SevenNet-0 when only forces are asked for.
@@ -25,7 +27,7 @@ def batches_by_edges(graphs: Sequence[AtomGraph], max_edges: int = DEFAULT_MAX_E
     InputError
         If ``max_edges`` is not positive.
     """
-    return fill_batches([graph.num_edges for graph in graphs], max_edges)
+    return fill_batches(edge_counts(graphs), max_edges)
 
 
 def fill_batches(edges: Sequence[int], max_edges: int) -> list[list[int]]:
@@ -51,6 +53,7 @@ def predict_many(
     stress: bool = True,
     max_edges: int = DEFAULT_MAX_EDGES,
     on_structure: Callable[[], object] | None = None,
+    processes: Processes = ALONE,
 ) -> list[Prediction]:
     """Predictions of single structures, in the order given.
 
@@ -63,24 +66,39 @@ def predict_many(
     forces, stress
         What to compute besides the energy.
     max_edges
-        Bound of one batch.
+        Bound of one batch; a batch that does not fit into memory is halved.
     on_structure
         Called once per structure, for example to advance a progress bar.
+    processes
+        Share the work; all of them get all predictions.
 
     Returns
     -------
     One :class:`Prediction` per structure on the CPU, without autograd graph.
     """
-    results: list[Prediction | None] = [None] * len(graphs)
-    for indices in batches_by_edges(graphs, max_edges) if graphs else []:
+    found: dict[int, Prediction] = {}
+
+    def work(indices: list[int]) -> None:
         batch = collate([graphs[index].without_labels() for index in indices]).to(potential.device)
         with torch.no_grad():
             prediction = potential.predict(batch, forces=forces, stress=stress)
-        for index, single in zip(indices, split_prediction(prediction, batch), strict=True):
-            results[index] = single
+        found.update(zip(indices, split_prediction(prediction, batch), strict=True))
+        for _ in indices:
             if on_structure is not None:
                 on_structure()
-    return [result for result in results if result is not None]
+
+    for indices in shared_batches(graphs, max_edges, processes):
+        halve_if_out_of_memory(work, indices)
+    for part in processes.gather(found):
+        found.update(part)
+    return [found[index] for index in range(len(graphs))]
+
+
+def shared_batches(graphs: Sequence[AtomGraph], max_edges: int, processes: Processes = ALONE) -> list[list[int]]:
+    """Batches, as :func:`batches_by_edges` makes them, of this process's share of the graphs."""
+    edges = edge_counts(graphs)
+    own = processes.share(edges)
+    return [[own[k] for k in batch] for batch in fill_batches([edges[index] for index in own], max_edges)]
 
 
 def split_prediction(prediction: Prediction, graph: AtomGraph) -> list[Prediction]:

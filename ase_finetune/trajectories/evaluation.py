@@ -16,6 +16,7 @@ from ase_finetune.errors import InputError
 from ase_finetune.optimize.batched import relax
 from ase_finetune.optimize.cell import CellOptions
 from ase_finetune.optimize.pool import Relaxed
+from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.trajectories.losses import cell_strain, delta_q, log_volume_ratio, rmsd
 from ase_finetune.trajectories.structures import Structures
 
@@ -131,6 +132,7 @@ def evaluate_relaxations(
     steps: int = 500,
     optimizer: str = "fire",
     progress: bool | None = None,
+    processes: Processes = ALONE,
 ) -> list[PairError]:
     """Relax structures to convergence and compare them with the reference's relaxed ones.
 
@@ -144,7 +146,7 @@ def evaluate_relaxations(
         The calculator.
     initial, relaxed
         Starts and targets, the same atoms in the same order.
-    cell, fmax, steps, optimizer, progress
+    cell, fmax, steps, optimizer, progress, processes
         As for :func:`ase_finetune.optimize.relax`.
 
     Returns
@@ -153,7 +155,8 @@ def evaluate_relaxations(
     """
     if len(initial) != len(relaxed):
         raise InputError(f"{len(initial)} initial and {len(relaxed)} relaxed structures")
-    ends = relax([*initial, *relaxed], calc, optimizer, cell=cell, fmax=fmax, steps=steps, progress=progress)
+    options: dict[str, Any] = {"cell": cell, "fmax": fmax, "steps": steps, "progress": progress, "processes": processes}
+    ends = relax([*initial, *relaxed], calc, optimizer, **options)
     count = len(initial)
     return [_compare(end, own, target) for end, own, target in zip(ends[:count], ends[count:], relaxed, strict=True)]
 

@@ -131,6 +131,55 @@ def test_frozen_parameters_have_none():
         gaussian_fisher(potential, graphs)
 
 
+def four_graphs(potential):
+    graphs = labelled_graphs(potential)
+    return [
+        graphs[index % len(graphs)].replace(energy=graphs[index % len(graphs)].energy + index) for index in range(4)
+    ]
+
+
+def test_as_many_probes_as_structures_leave_no_cross_terms():
+    potential = morse.pretrained().double()
+    graphs = four_graphs(potential)
+    exact, probed = empirical_fisher(potential, graphs), empirical_fisher(potential, graphs, probes=4, seed=3)
+    for name, value in exact.values.items():
+        torch.testing.assert_close(probed.values[name], value, rtol=1e-10, atol=1e-14 * float(value.max()))
+    assert probed.metadata["probes"] == 4
+    assert "probes" not in exact.metadata
+
+
+@pytest.mark.parametrize("probes", [1, 2])
+def test_random_signs_are_unbiased(probes):
+    """The mean over seeds comes to the exact diagonal; a single one, or a sum without signs, is off."""
+    potential = morse.pretrained().double()
+    graphs = four_graphs(potential)
+    exact = flat(empirical_fisher(potential, graphs))
+    runs = torch.stack([flat(empirical_fisher(potential, graphs, probes=probes, seed=seed)) for seed in range(300)])
+    error = runs.std(dim=0) / 300**0.5
+    assert ((runs.mean(dim=0) - exact).abs() <= 4 * error + 1e-10 * exact).all()
+    noisy = runs.std(dim=0) > 1e-3 * exact
+    assert noisy.any()  # there are cross terms to get rid of
+    assert error[noisy].max() < exact.max()
+
+
+def test_probes_in_batches_of_one_are_exact():
+    potential = morse.pretrained().double()
+    graphs = four_graphs(potential)
+    alone = empirical_fisher(potential, graphs, probes=1, max_edges=1)
+    torch.testing.assert_close(flat(alone), flat(empirical_fisher(potential, graphs)), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("probes", [0, -1])
+def test_probes_must_be_positive(probes):
+    potential = morse.pretrained()
+    with pytest.raises(InputError, match="probes must be positive"):
+        empirical_fisher(potential, labelled_graphs(potential), probes=probes)
+
+
+def flat(fisher):
+    return torch.cat([value.flatten() for value in fisher.values.values()])
+
+
 @pytest.mark.parametrize("max_edges", [1, 10_000])
 def test_gaussian_is_unbiased(max_edges):
     """Every entry within a few standard errors of the exact diagonal, alone and two in a batch."""
@@ -147,7 +196,8 @@ def test_gaussian_is_unbiased(max_edges):
         deviation = (fisher.values[name] - value).abs()
         assert (deviation <= 4 * error + 1e-12).all(), (name, deviation / error)
         assert (deviation <= 0.3 * value + 1e-12).all(), name
-    assert fisher.metadata["structures"] == 2 * draws
+    assert fisher.metadata["structures"] == 2
+    assert fisher.metadata["draws"] == draws
 
 
 def test_gaussian_scales():

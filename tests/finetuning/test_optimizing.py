@@ -10,12 +10,15 @@ from ase_finetune import FinetuneConfig
 from ase_finetune.continual import EWCPenalty, FisherInformation
 from ase_finetune.errors import InputError, TrainingError
 from ase_finetune.finetuning.optimizing import (
+    Piece,
+    PieceLoss,
     Updater,
     build_optimizer,
     build_schedule,
     freeze_parameters,
     parameter_table,
 )
+from ase_finetune.potentials.memory import EdgeBudget
 from tests import morse
 
 START = [1.0, -2.0]
@@ -28,7 +31,12 @@ def theta():
 
 def quadratic(theta, target, scale=1.0):
     """A piece of a loss, scale/2 |theta - target|^2, whose gradient is scale * (theta - target)."""
-    return lambda: 0.5 * scale * (theta - torch.tensor(target, dtype=torch.float64)).square().sum()
+    return piece(lambda: 0.5 * scale * (theta - torch.tensor(target, dtype=torch.float64)).square().sum())
+
+
+def piece(loss):
+    """A piece of one example."""
+    return Piece([0], lambda _: PieceLoss(loss(), lambda: None), EdgeBudget(1))
 
 
 def updater(theta, rate=0.1, strength=None, **options):
@@ -108,7 +116,7 @@ def test_clipping_includes_the_penalty(theta):
 @pytest.mark.parametrize("position", [0, 1])
 def test_loss_that_is_not_finite(theta, bad, position):
     pieces = [quadratic(theta, [0.0, 0.0])] * 2
-    pieces[position] = lambda: bad * theta.sum()
+    pieces[position] = piece(lambda: bad * theta.sum())
     with pytest.raises(TrainingError, match="the loss is"):
         updater(theta, strength=1.0).update(pieces)
     assert theta.tolist() == START
@@ -118,8 +126,72 @@ def test_loss_that_is_not_finite(theta, bad, position):
 def test_gradient_that_is_not_finite(theta, clip_norm):
     """sqrt(0) is 0, its slope is infinite."""
     with pytest.raises(TrainingError, match="the norm of the gradient is"):
-        updater(theta, clip_norm=clip_norm).update([lambda: (theta - theta.detach()).abs().sqrt().sum()])
+        updater(theta, clip_norm=clip_norm).update([piece(lambda: (theta - theta.detach()).abs().sqrt().sum())])
     assert theta.tolist() == START
+
+
+class Large:
+    """A batch of quadratic losses of which no more than ``fits`` can be worked on at once."""
+
+    def __init__(self, theta, fits, *, backward=False):
+        self.targets = torch.arange(14.0, dtype=torch.float64).reshape(7, 2)
+        self.theta, self.fits, self.backward = theta, fits, backward
+        self.sizes, self.kept, self.told = [], [], []
+        self.budget = EdgeBudget(1000, self.told.append)
+
+    def piece(self):
+        return Piece(list(range(7)), self.loss, self.budget)
+
+    def loss(self, examples):
+        self.sizes.append(len(examples))
+        theta = self.theta
+        if len(examples) > self.fits:
+            if not self.backward:
+                torch.empty(2**58)  # what the allocator itself says
+            theta = _RunsOut.apply(theta)
+        value = 0.5 * (theta - self.targets[examples]).square().sum()
+        return PieceLoss(value, lambda: self.kept.extend(examples))
+
+
+class _RunsOut(torch.autograd.Function):
+    @staticmethod
+    def forward(_, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(_, gradient):
+        torch.empty(2**58)
+        return gradient
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_pieces_that_do_not_fit_are_halved_to_the_same_effect(theta, backward):
+    large, other = Large(theta, fits=2, backward=backward), nn.Parameter(theta.detach().clone())
+    value = updater(theta).update([large.piece()])
+    assert value == pytest.approx(updater(other).update([Large(other, fits=7).piece()]), rel=1e-12)
+    torch.testing.assert_close(theta, other, rtol=1e-12, atol=1e-12)
+    assert large.sizes == [7, 4, 2, 2, 3, 2, 1]
+    assert sorted(large.kept) == list(range(7))
+    assert large.budget.edges == 1000 // 8
+    (told,) = large.told
+    assert told.startswith("note: memory ran out with up to 1000 edges at once (max_edges)")
+
+
+def test_a_single_example_that_does_not_fit_is_an_error(theta):
+    large = Large(theta, fits=0)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        updater(theta).update([large.piece()])
+    assert theta.tolist() == START
+    assert large.kept == []
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(theta):
+    with pytest.raises(RuntimeError, match="something else"):
+        updater(theta).update([Piece([0, 1], fail, EdgeBudget(1))])
+
+
+def fail(examples):
+    raise RuntimeError("something else")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])

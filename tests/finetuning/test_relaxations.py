@@ -16,10 +16,10 @@ from ase.constraints import FixAtoms
 from ase_finetune import FinetuneConfig, FinetunedCalculator, finetune
 from ase_finetune.data import PairSet, read_pairs
 from ase_finetune.errors import DataError, InputError
+from ase_finetune.finetuning.frame_task import Replay
 from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.relaxation_config import RelaxationConfig
 from ase_finetune.finetuning.relaxation_task import RelaxationTask
-from ase_finetune.finetuning.tasks import Replay
 from ase_finetune.finetuning.training import Trainer
 from ase_finetune.metrics import Errors
 from ase_finetune.optimize import relax, relaxation
@@ -155,12 +155,24 @@ def test_forgetting_is_a_relative_rise_of_the_force_error(pairs, held_out):
     assert task.forgetting(errors(0.0), errors(0.0)) == 0.0
 
 
+def backward(task, batch):
+    """Losses of the pieces of a batch; their gradients are added to those of the parameters."""
+    losses = []
+    for pieces in task.batches([list(batch)]):
+        for piece in pieces:
+            value, keep = piece.loss(piece.examples)
+            value.backward()
+            keep()
+            losses.append(float(value.detach()))
+    return losses
+
+
 def test_weight_scales_the_loss(pairs):
     def gradient(weight):
         potential = morse.pretrained().double()
         config = RelaxationConfig.from_options(BPTT | {"weight": weight})
         task = RelaxationTask(potential, read_pairs(pairs), None, config, Log(False))
-        sum(piece() for piece in task.pieces(range(4))).backward()
+        backward(task, range(4))
         return potential.native["distance"].grad.clone()
 
     torch.testing.assert_close(gradient(3.0), 3 * gradient(1.0))
@@ -172,11 +184,8 @@ def test_pieces_add_up_to_the_batch(pairs):
     def gradient(max_edges):
         config = RelaxationConfig.from_options(BPTT | {"max_edges": max_edges})
         task = RelaxationTask(potential, read_pairs(pairs), None, config, Log(False))
-        pieces = task.pieces(range(6))
         potential.zero_grad()
-        for piece in pieces:
-            piece().backward()
-        return len(pieces), potential.native["distance"].grad.clone()
+        return len(backward(task, range(6))), potential.native["distance"].grad.clone()
 
     (one, whole), (several, parts) = gradient(100_000), gradient(100)
     assert one == 1
@@ -194,10 +203,9 @@ def test_exploding_rollouts_are_left_out_and_told(pairs, monkeypatch):
     task = RelaxationTask(
         morse.pretrained().double(), read_pairs([*pairs, (small, relaxed)]), None, options, Log(False)
     )
-    task.begin_epoch()
-    losses = [piece() for piece in task.pieces(range(7))]
+    losses = backward(task, range(7))
     assert task.train_errors().skipped == 1
-    assert all(torch.isfinite(loss) and loss > 0 for loss in losses)
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
     (note,) = task.notes()
     assert "1 rollouts were left out, for example pair 6" in note
     assert "volume has changed by a factor of" in note
@@ -239,10 +247,8 @@ def test_robust_loss_bounds_the_weight_of_one_structure(pairs):
         potential = morse.pretrained().double()
         options = RelaxationConfig.from_options(BPTT | {"robust": robust})
         task = RelaxationTask(potential, read_pairs(pairs[:1]), None, options, Log(False))
-        (piece,) = task.pieces([0])
-        loss = piece()
-        loss.backward()
-        return float(loss.detach()), potential.native["distance"].grad
+        (loss,) = backward(task, [0])
+        return loss, potential.native["distance"].grad
 
     plain, slope = gradient(None)
     bounded, gentle = gradient(0.01)
@@ -254,9 +260,7 @@ def test_equations_that_cannot_be_solved_are_told(pairs, monkeypatch):
     monkeypatch.setattr(implicit, "conjugate_gradient", lambda _, right, *__: (right, {0: "no solution here"}))
     options = RelaxationConfig.from_options(BPTT | {"gradient": "implicit", "steps": 200, "fmax": 0.05})
     task = RelaxationTask(morse.pretrained().double(), read_pairs(pairs[:2]), None, options, Log(False))
-    task.begin_epoch()
-    for piece in task.pieces([1, 0]):
-        piece().backward()
+    backward(task, [1, 0])
     assert task.train_errors().skipped == 1
     (note,) = task.notes()
     assert note.startswith("1 rollouts were left out, for example pair 0 ")
@@ -298,9 +302,7 @@ def test_fixed_cells_are_noticed(pairs):
         start.rattle(0.05, seed=1)
         fixed.append((start, relaxed))
     task = RelaxationTask(potential, read_pairs(fixed), None, RelaxationConfig.from_options(BPTT), Log(False))
-    task.begin_epoch()
-    for piece in task.pieces(range(len(fixed))):
-        piece()
+    backward(task, range(len(fixed)))
     assert task.train_errors().strain_median == 0.0
 
 

@@ -1,0 +1,155 @@
+"""The task of labelled frames, and the batches that frames and replay structures are trained on in."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ase_finetune.data.loading import GraphLoader
+from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.finetuning.history import FRAME_COLUMNS
+from ase_finetune.finetuning.optimizing import Piece, PieceLoss
+from ase_finetune.finetuning.tasks import Task
+from ase_finetune.graphs import AtomGraph, collate, edge_counts
+from ase_finetune.losses import LabelCounts, Loss, label_counts
+from ase_finetune.metrics import Errors, ErrorSums, evaluate
+from ase_finetune.parallel import ALONE, Processes
+from ase_finetune.potentials.base import Potential
+from ase_finetune.potentials.batched import batches_by_edges
+from ase_finetune.potentials.memory import CPU_EDGES, EdgeBudget, probe_edges
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Old structures: those trained on (none if ``None``), and those held out to watch forgetting."""
+
+    trained: FrameBatches | None = None
+    watched: Sequence[AtomGraph] = field(default_factory=list)
+
+
+class FrameTask(Task):
+    """Labelled frames: energies, forces and stresses.
+
+    Parameters
+    ----------
+    train
+        Labelled graphs in the dtype of the potential that is trained, and how they are worked on.
+    valid
+        Labelled graphs.
+    config
+        The options.
+    untouched
+        Errors of the potential on ``train`` before training, where they are known.
+    """
+
+    name = "frames"
+    columns = FRAME_COLUMNS
+
+    def __init__(
+        self, train: FrameBatches, valid: Sequence[AtomGraph], config: FinetuneConfig, untouched: Errors | None = None
+    ) -> None:
+        self._train, self._valid, self._config = train, valid, config
+        self.size, self.epochs, self.batch_size = len(train), config.epochs, config.batch_size
+        self.learning_rate, self.clip_norm = config.learning_rate, config.clip_norm
+        self.untouched = untouched
+        self._sums = ErrorSums(config.loss)
+
+    def batches(self, order: Sequence[Sequence[int]]) -> Iterator[list[Piece]]:
+        self._sums = ErrorSums(self._config.loss)
+        return self._train.pieces(order, self._sums)
+
+    def train_errors(self) -> Errors:
+        return self._sums.errors(self._train.processes)
+
+    def evaluate(self, potential: Potential) -> Errors | None:
+        return evaluate(potential, self._valid, self._config.loss, processes=self._train.processes)
+
+
+class FrameBatches:
+    """Turns batches of labelled graphs into pieces of their loss.
+
+    Parameters
+    ----------
+    potential
+        What is trained.
+    graphs
+        Labelled graphs in its dtype, a list or lazy ones.
+    loss
+        The loss.
+    budget
+        Edges at once.
+    weight
+        Of the loss.
+    processes
+        Share each batch, by the number of edges.
+    num_workers
+        Worker processes that build lazy graphs ahead.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        graphs: Sequence[AtomGraph],
+        loss: Loss,
+        budget: EdgeBudget,
+        *,
+        weight: float = 1.0,
+        processes: Processes = ALONE,
+        num_workers: int = 0,
+    ) -> None:
+        self.processes = processes
+        self._potential, self._loss, self._budget, self._weight = potential, loss, budget, weight
+        self._edges = edge_counts(graphs)
+        self._loader = GraphLoader(graphs, num_workers=num_workers)
+
+    def __len__(self) -> int:
+        return len(self._edges)
+
+    def pieces(self, order: Iterable[Sequence[int]], sums: ErrorSums | None = None) -> Iterator[list[Piece]]:
+        """For each batch the pieces of this process's share; errors are added to ``sums``."""
+        for graphs in self._loader.batches(map(self._share, order)):
+            counts = label_counts(graphs)
+            if self.processes.size > 1:
+                # Means are over the whole batch, wherever its parts are worked on.
+                counts = LabelCounts(*(round(count) for count in self.processes.total(counts)))
+            loss = functools.partial(self._piece_loss, graphs, counts, sums)
+            yield [Piece(piece, loss, self._budget) for piece in batches_by_edges(graphs, self._budget.edges)]
+
+    def _share(self, batch: Sequence[int]) -> list[int]:
+        return [batch[k] for k in self.processes.share([self._edges[index] for index in batch])]
+
+    def _piece_loss(
+        self, graphs: list[AtomGraph], counts: LabelCounts, sums: ErrorSums | None, examples: list[int]
+    ) -> PieceLoss:
+        batch = on_device(collate([graphs[index] for index in examples]), self._potential.device)
+        prediction = self._potential.predict(
+            batch, forces=self._loss.needs_forces, stress=self._loss.needs_stress, create_graph=True
+        )
+        value = self._weight * self._loss(prediction, batch, counts)
+        return PieceLoss(value, lambda: None if sums is None else sums.add(prediction, batch))
+
+
+def on_device(batch: AtomGraph, device: torch.device) -> AtomGraph:
+    """A batch on its way to a device; to a GPU from page-locked memory, while the program goes on."""
+    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+
+
+def edge_budget(
+    potential: Potential, sets: Sequence[Sequence[AtomGraph]], config: FinetuneConfig, tell: Callable[[str], object]
+) -> EdgeBudget:
+    """How many edges are differentiated at once: as given, or what a probe with the largest graph finds."""
+    sizes = [(edges, k, index) for k, graphs in enumerate(sets) for index, edges in enumerate(edge_counts(graphs))]
+    if config.max_edges is not None or not sizes:
+        return EdgeBudget(config.max_edges or CPU_EDGES, tell)
+    _, k, index = max(sizes)
+    largest = sets[k][index]
+
+    def loss(graph: AtomGraph) -> Tensor:
+        needs = {"forces": config.loss.needs_forces, "stress": config.loss.needs_stress}
+        return config.loss(potential.predict(graph, **needs, create_graph=True), graph)
+
+    return EdgeBudget(probe_edges(potential, largest, loss), tell)

@@ -1,0 +1,117 @@
+"""What two processes are made to do together, and one alone, in tests/test_parallel.py.
+
+python -m tests.parallel_worker FOLDER [alone]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ase_finetune import finetune
+from ase_finetune.calculator import FinetunedCalculator
+from ase_finetune.continual import empirical_fisher, gaussian_fisher
+from ase_finetune.errors import FinetuneError, TrainingError
+from ase_finetune.losses import Loss
+from ase_finetune.metrics import evaluate
+from ase_finetune.optimize import relax
+from ase_finetune.parallel import Processes, launched
+from ase_finetune.potentials.batched import predict_many
+from tests import morse
+
+TRAIN = morse.labelled(morse.silicon(11, 1))
+VALID = morse.labelled(morse.silicon(5, 2))
+OLD = morse.oxide(12, 3)
+METHODS = {
+    "naive": {"method": "naive"},
+    "alternate": {"method": "reewc", "ewc_lambda": 0.1},
+    "joint": {"method": "reewc", "ewc_lambda": 0.1, "replay_schedule": "joint", "replay_batch_size": 3},
+    "pieces": {"method": "replay", "max_edges": 150, "ema_decay": 0.9},
+    "empirical": {"method": "ewc", "fisher": "empirical", "fisher_probes": 2, "replay": morse.labelled(OLD)},
+}
+
+
+def fits(folder: Path) -> dict[str, Any]:
+    """Histories and weights of every method."""
+    found = {}
+    for name, options in METHODS.items():
+        shared = {"epochs": 2, "batch_size": 3, "monitor_size": 4, "learning_rate": 0.02, "dtype": "float64"}
+        output = folder / name
+        calc = finetune(
+            morse.pretrained(), TRAIN, VALID, output=output, **({"replay": OLD, "device": "cpu"} | shared | options)
+        )
+        history = [{k: v for k, v in row.items() if k != "seconds"} for row in calc.history]
+        found[name] = {"history": history, "weights": weights(calc), "model": calc.parameters["model"]}
+    pairs = [(start, end) for start, end in zip(morse.silicon(5, 4), morse.silicon(5, 5), strict=True)]
+    bptt = {"epochs": 2, "batch_size": 4, "steps": 4, "optimizer": "gradient-descent", "valid_steps": 20}
+    shared = {"replay": OLD, "monitor_size": 4, "dtype": "float64", "device": "cpu", "verbose": False}
+    calc = finetune(morse.pretrained(), relaxations=pairs, valid_relaxations=0.4, method="bptt", bptt=bptt, **shared)
+    history = [{k: v for k, v in row.items() if k != "seconds"} for row in calc.history]
+    return found | {"bptt": {"history": history, "weights": weights(calc), "model": ""}}
+
+
+def weights(calc: FinetunedCalculator) -> dict[str, list[float]]:
+    return {name: value.flatten().tolist() for name, value in morse.weights(calc.potential).items()}
+
+
+def others(processes: Processes) -> dict[str, Any]:
+    """Predictions, errors, Fisher information and relaxations."""
+    potential = morse.pretrained().double()
+    graphs = morse.graphs(TRAIN, potential)
+    predictions = predict_many(potential, graphs, processes=processes)
+    errors = evaluate(potential, graphs, Loss(), processes=processes)
+    assert errors is not None
+    fishers = {
+        "exact": empirical_fisher(potential, graphs, processes=processes),
+        "probes": empirical_fisher(potential, graphs, probes=2, max_edges=300, processes=processes),
+        "gaussian": gaussian_fisher(potential, graphs, max_edges=300, draws=3, processes=processes),
+    }
+    calc = FinetunedCalculator(potential, dtype="float64")
+    ends = relax(morse.silicon(5, 7), calc, fmax=0.05, steps=30, processes=processes)
+    return {
+        "energies": [float(prediction.energy) for prediction in predictions],
+        "forces": [float(prediction.forces.square().sum()) for prediction in predictions],
+        "errors": errors.to_dict(),
+        **{name: {k: v.flatten().tolist() for k, v in fisher.values.items()} for name, fisher in fishers.items()},
+        "relaxed": [[end.steps, float(end.atoms.get_potential_energy())] for end in ends],
+    }
+
+
+def failures(processes: Processes) -> dict[str, str]:
+    """One process fails: all of them hear of it."""
+    told = {}
+    try:
+        processes.agree(TrainingError("no more") if processes.rank == 1 else None)
+    except FinetuneError as error:
+        told["agree"] = f"{type(error).__name__}: {error}"
+    try:
+        processes.on_first(_fail)
+    except FinetuneError as error:
+        told["on_first"] = f"{type(error).__name__}: {error}"
+    return told
+
+
+def _fail() -> None:
+    raise TrainingError("the first one failed")
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    processes = launched("cpu")
+    result = {"size": processes.size, "fits": fits(folder), "others": others(processes)}
+    if processes.size > 1:
+        result["failures"] = failures(processes)
+    digest = hashlib.sha256(json.dumps(result["fits"]).encode()).hexdigest()
+    result["digests"] = processes.gather(digest)
+    (folder / f"rank{processes.rank}.json").write_text(json.dumps(result), encoding="utf-8")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
