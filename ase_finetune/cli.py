@@ -17,6 +17,7 @@ from ase_finetune.data import read_frames
 from ase_finetune.errors import FinetuneError
 from ase_finetune.finetuning import finetune
 from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.parallel import ALONE, Processes, launched
 from ase_finetune.potentials import list_models
 from ase_finetune.version import __version__
 
@@ -108,9 +109,13 @@ def _fit(options: Namespace) -> None:
 
 
 def _evaluate(options: Namespace) -> None:
-    calculator = _calculator(options)
+    processes = launched(options.device)
+    calculator = _calculator(options, processes)
     frames = [read_frames(path, name=Path(path).stem) for path in options.frames]
-    print(evaluation_table([evaluate_calculator(calculator, item, verbose=True) for item in frames]))
+    first = processes.is_first
+    found = [evaluate_calculator(calculator, item, verbose=first, processes=processes) for item in frames]
+    if first:
+        print(evaluation_table(found))
 
 
 def _models(_: Namespace) -> None:
@@ -126,11 +131,11 @@ def _export(options: Namespace) -> None:
     print(f"written to {options.path}")
 
 
-def _calculator(options: Namespace) -> FinetunedCalculator:
+def _calculator(options: Namespace, processes: Processes = ALONE) -> FinetunedCalculator:
     return FinetunedCalculator(
         options.model,
         head=options.head,
-        device=options.device,
+        device=str(processes.device or options.device),
         dtype=options.dtype,
         trust_pickle=options.trust_pickle,
     )

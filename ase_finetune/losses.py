@@ -90,6 +90,10 @@ class Loss:
                 total = total + weight * sums / counts.clamp(min=1)
         return total
 
+    def of_energies(self, residuals: Tensor) -> Tensor:
+        """(n,) what energy residuals of n structures, in eV/atom, contribute to :meth:`per_structure`."""
+        return self.energy_weight * self._pointwise(residuals)
+
     def describe(self) -> dict[str, Any]:
         """Definition and units, for files that are only valid with the same loss."""
         return asdict(self) | {"units": "eV/atom, eV/Å, kbar"}

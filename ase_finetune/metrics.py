@@ -77,6 +77,13 @@ class ErrorSums:
                 self._add("product", prediction.forces.double() * reference)
                 self._add("square", reference.square())
 
+    def add_energies(self, residuals: Tensor) -> None:
+        """Count (n,) energy residuals, in eV/atom, of structures that were counted without their energies."""
+        self._add("loss", self._loss.of_energies(residuals))
+        self._add("energy_absolute", residuals.double().abs())
+        self._add("energy_square", residuals.double().square())
+        self._add("energy_count", torch.ones_like(residuals))
+
     def _add(self, name: str, values: Tensor) -> None:
         total = values.sum(dtype=torch.float64)
         self._sums[name] = self._sums[name] + total if name in self._sums else total

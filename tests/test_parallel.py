@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from ase.io import write
 
 from ase_finetune.errors import InputError, TrainingError
 from ase_finetune.parallel import ALONE, _layout, launched
+from ase_finetune.potentials import save_potential
+from tests import morse
 from tests.parallel_worker import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +106,26 @@ def _pairs(ours: Any, theirs: Any) -> Iterator[tuple[Any, Any]]:
             yield from _pairs(mine, other)
     else:
         yield ours, theirs
+
+
+def test_command_line_in_two_processes(tmp_path):
+    """python -m ase_finetune under the launcher: the table of one process, printed once."""
+    save_potential(morse.pretrained(), tmp_path / "model")
+    write(tmp_path / "frames.extxyz", morse.labelled(morse.silicon(5, 1)))
+    command = ["-m", "ase_finetune", "evaluate", str(tmp_path / "model"), str(tmp_path / "frames.extxyz")]
+    printed = [
+        subprocess.run(  # noqa: S603 - our own command
+            [sys.executable, *launcher, *command, "--device", "cpu", "--dtype", "float64"],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])
+    ]
+    assert "frames" in printed[0]
+    assert printed[0] == printed[1]
 
 
 # A process by itself

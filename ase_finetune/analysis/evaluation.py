@@ -13,6 +13,7 @@ from ase_finetune.errors import InputError
 from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.preparing import labelled_graphs
 from ase_finetune.metrics import Errors, measure
+from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.batched import predict_many
 
 
@@ -40,7 +41,9 @@ class Evaluation:
     aligned_energy_mae: float
 
 
-def evaluate_calculator(calculator: FinetunedCalculator, frames: FrameSet, *, verbose: bool = False) -> Evaluation:
+def evaluate_calculator(
+    calculator: FinetunedCalculator, frames: FrameSet, *, verbose: bool = False, processes: Processes = ALONE
+) -> Evaluation:
     """Errors of a calculator on labelled frames.
 
     Parameters
@@ -51,6 +54,8 @@ def evaluate_calculator(calculator: FinetunedCalculator, frames: FrameSet, *, ve
         As :func:`ase_finetune.data.read_frames` gives them.
     verbose
         Show a progress bar on a terminal.
+    processes
+        Share the work; all get the result.
 
     Raises
     ------
@@ -68,7 +73,7 @@ def evaluate_calculator(calculator: FinetunedCalculator, frames: FrameSet, *, ve
         frames = align(frames, ReferenceOffsets({atomic_numbers[symbol]: offsets[symbol] for symbol in offsets}))
     graphs = labelled_graphs(potential, frames)
     with Log(verbose).bar(len(graphs), frames.name) as bar:
-        predictions = predict_many(potential, graphs, on_structure=bar.update)
+        predictions = predict_many(potential, graphs, on_structure=bar.update, processes=processes)
     fitted = fit_reference(frames, [float(prediction.energy[0]) for prediction in predictions])
     aligned = align(frames, fitted).graphs(potential.cutoff, potential.dtype)
     return Evaluation(

@@ -32,6 +32,9 @@ class FinetuneConfig:
         Largest number of edges worked on at once; a batch with more is cut into pieces whose gradients add
         up to its own. ``None`` is 2500 on a CPU, where that is fastest; on a GPU the memory of one step is
         measured before. Pieces that do not fit all the same are halved, to the same effect.
+    stream
+        Leave the training frames of an ASE database on disk and read them when they are used; ``None`` does so
+        for large ones.
     num_workers
         Processes that read and build the graphs of a streamed data set ahead of their use.
     learning_rate
@@ -105,6 +108,7 @@ class FinetuneConfig:
     epochs: int = 10
     batch_size: int = 4
     max_edges: int | None = None
+    stream: bool | None = None
     num_workers: int = 0
     learning_rate: float = 3e-4
     loss: Loss = field(default_factory=Loss)

@@ -23,13 +23,12 @@ from ase_finetune.continual import (
 )
 from ase_finetune.data import (
     FrameSet,
+    PredictionCheck,
     ReferenceOffsets,
     align,
     check_disjoint,
-    check_units,
     embedded_replay,
     fit_reference,
-    outliers,
     read_frames,
     split_frames,
 )
@@ -37,10 +36,10 @@ from ase_finetune.errors import CheckpointError, DataError, InputError
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.history import Log
 from ase_finetune.graphs import AtomGraph
-from ase_finetune.metrics import Errors, measure
+from ase_finetune.metrics import Errors, ErrorSums
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
-from ase_finetune.potentials.batched import predict_many
+from ase_finetune.potentials.batched import predict_each
 
 Frames = str | os.PathLike[str] | Sequence[Atoms] | FrameSet
 
@@ -58,7 +57,7 @@ def read_target(
     read = functools.partial(
         read_frames, energy_key=config.energy_key, forces_key=config.forces_key, stress_key=config.stress_key
     )
-    frames = read(train, name="train")
+    frames = read(train, name="train", stream=config.stream)
     if valid is None:
         if config.early_stopping is not None:
             raise InputError("early_stopping needs validation frames to judge by, but valid=None")
@@ -73,7 +72,8 @@ def read_target(
 
 def labelled_graphs(potential: Potential, frames: FrameSet) -> Sequence[AtomGraph]:
     """Graphs with labels in the potential's dtype; unknown elements raise and name the frame."""
-    for frame in frames:
+    unknown = set(frames.elements) - set(potential.numbers)
+    for frame in frames if unknown else ():
         try:
             potential.check_numbers(frame.atoms.numbers)
         except InputError as error:
@@ -106,26 +106,34 @@ def check_and_align(
         If forces or stress are in other units or of the opposite sign.
     """
     graphs = labelled_graphs(potential, train)
+    check, sums = PredictionCheck(train), ErrorSums(config.loss)
     with log.bar(len(graphs), "pretrained model on train") as bar:
-        predictions = predict_many(potential, graphs, on_structure=bar.update, processes=processes)
-    forces = [_numpy(p.forces) for p in predictions]
-    energies = [float(p.energy[0]) for p in predictions]
-    for note in check_units(train, forces, [_numpy(p.stress).reshape(6) for p in predictions]):
-        log(f"note: {note}")
-    for note in outliers(train, energies, forces):
+        for index, prediction in predict_each(potential, graphs, on_structure=bar.update, processes=processes):
+            check.add(index, float(prediction.energy[0]), _numpy(prediction.forces), _numpy(prediction.stress)[0])
+            # Energies are compared when their reference is known.
+            sums.add(prediction, graphs[index].without_energy())
+    for note in check.notes():
         log(f"note: {note}")
     if config.reference == "none" or not train.num_labels["energy"]:
         log("reference energies: raw labels are trained on")
-        return Target(train, valid, None, measure(predictions, graphs, config.loss))
-    offsets = fit_reference(train, energies)
+        return Target(train, valid, None, _with_energies(sums, train, check.energies))
+    offsets = fit_reference(train, check.energies)
     log(offsets.describe())
     aligned = align(train, offsets)
-    errors = measure(predictions, labelled_graphs(potential, aligned), config.loss)
+    errors = _with_energies(sums, aligned, check.energies)
     if config.reference == "shift":
         potential.shift_energies(dict(offsets.offsets))
         log("the model's own per-element energies were moved by these offsets")
         return Target(train, valid, offsets, errors)
     return Target(aligned, None if valid is None else align(valid, offsets), offsets, errors)
+
+
+def _with_energies(sums: ErrorSums, frames: FrameSet, predicted: Sequence[float]) -> Errors:
+    """Errors of sums to which those of the energies are added."""
+    pairs = zip(predicted, frames, strict=True)
+    residuals = [(energy - frame.energy) / len(frame.atoms) for energy, frame in pairs if frame.energy is not None]
+    sums.add_energies(torch.tensor(residuals, dtype=torch.float64))
+    return sums.errors()
 
 
 def shift_labels(graphs: Sequence[AtomGraph], offsets: ReferenceOffsets) -> list[AtomGraph]:

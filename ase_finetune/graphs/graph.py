@@ -151,6 +151,10 @@ class AtomGraph:
         """The same structures without energy, forces and stress."""
         return self.replace(**dict.fromkeys(_LABELS), **{f"{name}_mask": None for name in _LABELS})
 
+    def without_energy(self) -> AtomGraph:
+        """The same structures, their energy labels marked as missing."""
+        return self.replace(energy_mask=None if self.energy_mask is None else torch.zeros_like(self.energy_mask))
+
     def with_labels(self, energy: Any = None, forces: Any = None, stress: Any = None) -> AtomGraph:
         """The same single structure with labels; ``None`` marks a label as missing.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -76,6 +77,25 @@ def predict_many(
     -------
     One :class:`Prediction` per structure on the CPU, without autograd graph.
     """
+    options: dict[str, Any] = {"forces": forces, "stress": stress, "max_edges": max_edges, "processes": processes}
+    found = dict(predict_each(potential, graphs, on_structure=on_structure, **options))
+    return [found[index] for index in range(len(graphs))]
+
+
+def predict_each(
+    potential: Potential,
+    graphs: Sequence[AtomGraph],
+    *,
+    forces: bool = True,
+    stress: bool = True,
+    max_edges: int = DEFAULT_MAX_EDGES,
+    on_structure: Callable[[], object] | None = None,
+    processes: Processes = ALONE,
+) -> Iterator[tuple[int, Prediction]]:
+    """As :func:`predict_many`, one position and prediction at a time, so that none needs to be kept.
+
+    They come in no order to rely on, but in the same one in all processes.
+    """
     found: dict[int, Prediction] = {}
 
     def work(indices: list[int]) -> None:
@@ -83,15 +103,17 @@ def predict_many(
         with torch.no_grad():
             prediction = potential.predict(batch, forces=forces, stress=stress)
         found.update(zip(indices, split_prediction(prediction, batch), strict=True))
-        for _ in indices:
-            if on_structure is not None:
-                on_structure()
 
-    for indices in shared_batches(graphs, max_edges, processes):
-        halve_if_out_of_memory(work, indices)
-    for part in processes.gather(found):
-        found.update(part)
-    return [found[index] for index in range(len(graphs))]
+    batches = shared_batches(graphs, max_edges, processes)
+    for turn in range(max(processes.gather(len(batches)))):
+        found = {}
+        if turn < len(batches):
+            halve_if_out_of_memory(work, batches[turn])
+        for part in processes.gather(found):
+            for index, prediction in part.items():
+                if on_structure is not None:
+                    on_structure()
+                yield index, prediction
 
 
 def shared_batches(graphs: Sequence[AtomGraph], max_edges: int, processes: Processes = ALONE) -> list[list[int]]:

@@ -13,6 +13,7 @@ EVERYTHING = {
     "epochs": 3,
     "batch_size": 2,
     "max_edges": 500,
+    "stream": False,
     "num_workers": 2,
     "learning_rate": 1e-3,
     "loss": {"kind": "mse", "forces_weight": 2.0},
