@@ -17,8 +17,8 @@ from ase.io import read
 from ase_finetune import FinetuneConfig
 from ase_finetune.continual import EWCPenalty, FisherInformation
 from ase_finetune.data import embedded_replay
+from ase_finetune.finetuning.frame_task import FrameBatches, FrameTask, Replay, edge_budget
 from ase_finetune.finetuning.history import Log
-from ase_finetune.finetuning.tasks import FrameTask, Replay
 from ase_finetune.finetuning.training import Trainer
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials import Potential
@@ -71,10 +71,14 @@ def trainer(
     penalty: EWCPenalty | None = None,
 ) -> Trainer:
     """Our trainer as `finetune` makes it, without evaluations; replay comes in the order given."""
-    task = FrameTask(potential, list(graphs), [], config)
-    made = Trainer(potential, task, Replay(list(replay)), config, penalty, Log(verbose=False))
-    if replay:
-        made._replay_batches = itertools.cycle(batches(len(replay), config.replay_batch_size or config.batch_size))
+    log = Log(verbose=False)
+    budget = edge_budget(potential, [graphs, replay], config, log)
+    task = FrameTask(FrameBatches(potential, graphs, config.loss, budget), [], config)
+    old = FrameBatches(potential, replay, config.loss, budget, weight=config.replay_weight) if replay else None
+    made = Trainer(potential, task, Replay(old), config, penalty, log)
+    if old is not None:
+        order = batches(len(replay), config.replay_batch_size or config.batch_size)
+        made._replay_pieces = old.pieces(itertools.cycle(order))
     return made
 
 
@@ -85,8 +89,7 @@ def batches(count: int, size: int) -> list[list[int]]:
 
 def train(made: Trainer, parts: Sequence[list[int]]) -> None:
     """One step on each batch."""
-    for part in parts:
-        made._iteration(part)
+    made.train(parts)
 
 
 def flat_penalty(potential: Potential) -> EWCPenalty:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -119,9 +119,7 @@ class Trainer:
             indices[first : first + self.task.batch_size] for first in range(0, len(indices), self.task.batch_size)
         ]
         with self.log.bar(self._steps_per_epoch, f"epoch {epoch}") as bar:
-            for batch, pieces in zip(order, self.task.batches(order), strict=True):
-                self._iteration(batch, pieces)
-                bar.update()
+            self.train(order, bar.update)
         trained = self.task.train_errors()
         for note in self.task.notes():
             self.log(f"note: {note}")
@@ -134,6 +132,13 @@ class Trainer:
         self.log(epoch_line(self.rows[-1], self.task.columns, best))
         if self.on_epoch is not None:
             self.on_epoch(self)
+
+    def train(self, order: Sequence[list[int]], on_step: Callable[[], object] | None = None) -> None:
+        """One iteration on each batch of training examples, with the replay batches that come next."""
+        for batch, pieces in zip(order, self.task.batches(order), strict=True):
+            self._iteration(batch, pieces)
+            if on_step is not None:
+                on_step()
 
     def _iteration(self, batch: list[int], target: list[Piece]) -> None:
         """One target batch and, with replay, one replay batch."""

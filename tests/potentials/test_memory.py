@@ -118,7 +118,8 @@ if limited:
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]) * 2**20,) * 2)
 calc = finetune(model, frames, None, **options)
-print("loss", repr(calc.history[-1]["train_loss"]), repr(float(sum(p.detach().double().sum() for p in calc.potential.parameters()))))
+total = sum(float(p.detach().sum()) for p in calc.potential.parameters())
+print("loss", repr(calc.history[-1]["train_loss"]), repr(total))
 """
 
 
