@@ -63,30 +63,33 @@ class ErrorSums:
 
     def add(self, prediction: Prediction, graph: AtomGraph) -> None:
         """Count a batch; prediction and labels on one device."""
+        sums: dict[str, Tensor] = {}
         with torch.no_grad():
-            self._structures += graph.num_graphs
-            self._add("loss", self._loss.per_structure(prediction, graph))
+            sums["loss"] = self._loss.per_structure(prediction, graph).sum(dtype=torch.float64)
             for name, term in zip(("energy", "forces", "stress"), residuals(prediction, graph), strict=True):
                 if term is not None:
                     rows = torch.where(term.mask[:, None], term.values.double(), 0.0)
-                    self._add(f"{name}_absolute", rows.abs())
-                    self._add(f"{name}_square", rows.square())
-                    self._add(f"{name}_count", term.mask.double() * rows.shape[1])
+                    sums[f"{name}_absolute"] = rows.abs().sum()
+                    sums[f"{name}_square"] = rows.square().sum()
+                    sums[f"{name}_count"] = term.mask.sum(dtype=torch.float64) * rows.shape[1]
             if prediction.forces is not None and graph.forces is not None and graph.forces_mask is not None:
                 reference = torch.where(graph.forces_mask[:, None], graph.forces.double(), 0.0)
-                self._add("product", prediction.forces.double() * reference)
-                self._add("square", reference.square())
+                sums["product"] = (prediction.forces.double() * reference).sum()
+                sums["square"] = reference.square().sum()
+        self._add(sums, graph.num_graphs)
 
     def add_energies(self, residuals: Tensor) -> None:
         """Count (n,) energy residuals, in eV/atom, of structures that were counted without their energies."""
-        self._add("loss", self._loss.of_energies(residuals))
-        self._add("energy_absolute", residuals.double().abs())
-        self._add("energy_square", residuals.double().square())
-        self._add("energy_count", torch.ones_like(residuals))
+        values = residuals.double()
+        sums = {"loss": self._loss.of_energies(values).sum(), "energy_absolute": values.abs().sum()}
+        sums |= {"energy_square": values.square().sum(), "energy_count": torch.ones_like(values).sum()}
+        self._add(sums, structures=0)
 
-    def _add(self, name: str, values: Tensor) -> None:
-        total = values.sum(dtype=torch.float64)
-        self._sums[name] = self._sums[name] + total if name in self._sums else total
+    def _add(self, sums: dict[str, Tensor], structures: int) -> None:
+        """All of them or none: memory may have run out before."""
+        sums = {name: self._sums[name] + value if name in self._sums else value for name, value in sums.items()}
+        self._sums |= sums
+        self._structures += structures
 
     def errors(self, processes: Processes = ALONE) -> Errors:
         """The errors over all batches so far, of all processes."""
@@ -141,8 +144,11 @@ def evaluate(
             if on_structure is not None:
                 on_structure()
 
-    for indices in shared_batches(graphs, max_edges, processes):
-        halve_if_out_of_memory(work, indices)
+    def work_on_all() -> None:
+        for indices in shared_batches(graphs, max_edges, processes):
+            halve_if_out_of_memory(work, indices)
+
+    processes.together(work_on_all)
     return sums.errors(processes)
 
 

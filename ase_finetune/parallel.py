@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from ase_finetune.errors import FinetuneError, InputError, ProcessError
+from ase_finetune.errors import InputError, ProcessError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -67,8 +67,10 @@ class Processes:
         for group in _alike(tensors):
             flat = torch.cat([tensor.detach().reshape(-1) for tensor in group])
             # One message for all; the strategy's own averages would forget how large the shares are.
-            self._fabric.all_reduce(flat, reduce_op="sum")
-            for tensor, total in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+            # The result, not what was given: that stays as it was if it lies on another device.
+            sums = self._fabric.all_reduce(flat, reduce_op="sum")
+            assert isinstance(sums, Tensor)
+            for tensor, total in zip(group, sums.split([tensor.numel() for tensor in group]), strict=True):
                 tensor.detach().copy_(total.view_as(tensor))
 
     def total(self, values: Sequence[float]) -> list[float]:
@@ -98,16 +100,26 @@ class Processes:
 
         Raises
         ------
-        FinetuneError
-            What ``work`` raised, in all processes.
+        ProcessError
+            In the others, what ``work`` raised; the first process raises that itself.
         """
-        result, failure = None, None
-        if self.is_first:
-            try:
-                result = work()
-            except FinetuneError as error:
-                failure = error
-        self.agree(failure)
+        return self.together(lambda: work() if self.is_first else None)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Let each process do something that may fail in some of them.
+
+        Raises
+        ------
+        ProcessError
+            In those where it did not fail; the others raise their own error.
+        """
+        try:
+            result = work()
+        except Exception as error:
+            if self.size > 1:
+                self.agree(error)
+            raise
+        self.agree(None)
         return result
 
     def agree(self, failure: Exception | None) -> None:
@@ -115,12 +127,14 @@ class Processes:
 
         Raises
         ------
-        FinetuneError
-            The error of this process, or that of the first one that failed.
+        ProcessError
+            Naming the first process that failed. One that failed itself raises its own error.
         """
         if self.size == 1:
             if failure is not None:
                 raise failure
+            return
+        if not any(self.total([float(failure is not None)])):
             return
         failures = self.gather(None if failure is None else (type(failure).__name__, str(failure)))
         if failure is not None:
@@ -153,14 +167,18 @@ def launched(device: str = "auto") -> Processes:
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if kind not in ("cuda", "cpu"):
         raise InputError(f"device={device!r} names one device for several processes; use 'auto', 'cuda' or 'cpu'")
-    on_node, nodes = found
+    on_node, nodes, environment = found
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning_fabric.strategies.ddp import DDPStrategy
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     backend = "nccl" if kind == "cuda" else "gloo"
     try:
-        strategy = DDPStrategy(process_group_backend=backend)
+        # The environment is named: left to itself Fabric takes some job names of SLURM for a launch of its own.
+        cluster = SLURMEnvironment() if environment == "slurm" else TorchElasticEnvironment()
+        strategy = DDPStrategy(cluster_environment=cluster, process_group_backend=backend)
         fabric = Fabric(accelerator=kind, devices=on_node, num_nodes=nodes, strategy=strategy)
         fabric.launch()
     except (MisconfigurationException, RuntimeError, ValueError) as error:
@@ -168,16 +186,16 @@ def launched(device: str = "auto") -> Processes:
     return Processes(fabric)
 
 
-def _layout(environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """Processes per node and nodes of a launch; ``None`` where there is none."""
+def _layout(environment: Mapping[str, str]) -> tuple[int, int, str] | None:
+    """Processes per node, nodes and launcher; ``None`` where there is none."""
     if "TORCHELASTIC_RUN_ID" in environment:
         everywhere, on_node = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
-        return on_node, everywhere // on_node
+        return on_node, everywhere // on_node, "torchrun"
     # Only srun sets these: a script that sbatch runs itself is alone, however many tasks were asked for.
     everywhere = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     if everywhere > 1 and "SLURM_PROCID" in environment:
         nodes = int(environment.get("SLURM_STEP_NUM_NODES", "1"))
-        return everywhere // nodes, nodes
+        return everywhere // nodes, nodes, "slurm"
     return None
 
 

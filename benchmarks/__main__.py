@@ -27,6 +27,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; all when none is named")
     parser.add_argument("--list", action="store_true", help="tell what there is")
     parser.add_argument("--quick", action="store_true", help="the smallest form of each: whether it runs")
+    parser.add_argument("--full", action="store_true", help="sizes of a GPU on a CPU, too; some take an hour")
     parser.add_argument("--device", default="auto", help="a torch device; auto is a GPU where there is one")
     parser.add_argument("--data", type=Path, default=os.environ.get("ASE_FINETUNE_DATA"), help="research data")
     parser.add_argument("--threads", type=int, help="of torch on the CPU")
@@ -60,7 +61,7 @@ def setting_of(arguments: argparse.Namespace) -> Setting:
         raise SystemExit(f"the folder of --data or ASE_FINETUNE_DATA does not exist: {data}")
     # Not resolved: the interpreter of a virtual environment is a link, and knows its packages by its place.
     newest = Path(arguments.newest_sevenn).absolute()
-    return Setting(device, arguments.quick, arguments.repeats, data, newest)
+    return Setting(device, arguments.quick, arguments.full, arguments.repeats, data, newest)
 
 
 def tell(outcomes: Sequence[Outcome]) -> None:

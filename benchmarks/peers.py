@@ -28,6 +28,35 @@ def mace_calculator(native: torch.nn.Module, device: torch.device) -> Any:
 
 def sevennet_epoch(structures: Sequence[Atoms], size: int, stress: bool, device: torch.device) -> Callable[[], None]:
     """Sevenn's trainer: one step on each batch of ``size`` structures, in order."""
+    made, loader, recorder = _sevennet(structures, size, stress, device)
+
+    def epoch() -> None:
+        made.run_one_epoch([batch.clone() for batch in loader], is_train=True, error_recorder=recorder)
+
+    return epoch
+
+
+def sevennet_fisher(structures: Sequence[Atoms], device: torch.device) -> Callable[[], dict[str, torch.Tensor]]:
+    """The published way with sevenn's model and loss: squared gradients of one structure after the other."""
+    made, loader, _ = _sevennet(structures, 1, True, device)
+
+    def fisher() -> dict[str, torch.Tensor]:
+        named = {name: p for name, p in made.model.named_parameters() if p.requires_grad}
+        sums = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
+        for batch in loader:
+            output = made.model(batch.clone().to(device))
+            made.model.zero_grad()
+            sum(weight * loss.get_loss(output, made.model) for loss, weight in made.loss_functions).backward()
+            for name, parameter in named.items():
+                if parameter.grad is not None:
+                    sums[name] += parameter.grad.square()
+        return {name: total / len(loader) for name, total in sums.items()}
+
+    return fisher
+
+
+def _sevennet(structures: Sequence[Atoms], size: int, stress: bool, device: torch.device) -> tuple[Any, list[Any], Any]:
+    """Sevenn's trainer of 7net-0, its batches and its recorder of errors."""
     keys = import_backend("sevenn._keys", _SEVENN)
     graph_data = import_backend("sevenn.atom_graph_data", _SEVENN).AtomGraphData
     dataload = import_backend("sevenn.train.dataload", _SEVENN)
@@ -39,12 +68,7 @@ def sevennet_epoch(structures: Sequence[Atoms], size: int, stress: bool, device:
     graphs = [graph_data.from_numpy_dict(dataload.atoms_to_graph(a, 5.0, False, y_from_calc=True)) for a in structures]
     loader = list(loaders.DataLoader(graphs, batch_size=size, drop_last=True))
     made = import_backend("sevenn.train.trainer", _SEVENN).Trainer.from_config(model, config)
-    recorder = util.get_error_recorder()
-
-    def epoch() -> None:
-        made.run_one_epoch([batch.clone() for batch in loader], is_train=True, error_recorder=recorder)
-
-    return epoch
+    return made, loader, util.get_error_recorder()
 
 
 def sevennet_options(keys: Any, stress: bool, device: torch.device) -> dict[str, Any]:

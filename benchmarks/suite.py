@@ -35,6 +35,8 @@ class Setting:
         A torch device, not "auto".
     quick
         The smallest form of every benchmark: whether it runs, not how fast.
+    full
+        The sizes of a GPU on a CPU, too; hours.
     repeats
         Of every timing, after a warm-up.
     data
@@ -45,6 +47,7 @@ class Setting:
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     quick: bool = False
+    full: bool = False
     repeats: int = 5
     data: Path | None = None
     newest_sevenn: Path = ROOT / ".venv-newest-sevenn" / "bin" / "python"
@@ -58,7 +61,7 @@ class Setting:
         """What is meant for this run: the smallest form, or that of the device."""
         if self.quick:
             return quick
-        return gpu if self.on_gpu and gpu is not None else cpu
+        return gpu if (self.on_gpu or self.full) and gpu is not None else cpu
 
     def times(self, most: int | None = None) -> dict[str, int]:
         """Repeats and warm-up of :func:`benchmarks.paired.compare`; ``most`` bounds those of slow work."""

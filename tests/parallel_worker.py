@@ -1,6 +1,6 @@
 """What two processes are made to do together, and one alone, in tests/test_parallel.py.
 
-python -m tests.parallel_worker FOLDER [alone]
+python -m tests.parallel_worker FOLDER
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ase.db import connect
+from torch import nn
 
 from ase_finetune import finetune
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.continual import empirical_fisher, gaussian_fisher
 from ase_finetune.errors import FinetuneError, TrainingError
+from ase_finetune.finetuning.optimizing import Piece, PieceLoss, Updater
 from ase_finetune.losses import Loss
 from ase_finetune.metrics import evaluate
 from ase_finetune.optimize import relax
 from ase_finetune.parallel import Processes, launched
 from ase_finetune.potentials.batched import predict_many
+from ase_finetune.potentials.memory import EdgeBudget
 from tests import morse
 
 TRAIN = morse.labelled(morse.silicon(11, 1))
@@ -32,18 +36,24 @@ METHODS = {
     "alternate": {"method": "reewc", "ewc_lambda": 0.1},
     "joint": {"method": "reewc", "ewc_lambda": 0.1, "replay_schedule": "joint", "replay_batch_size": 3},
     "pieces": {"method": "replay", "max_edges": 150, "ema_decay": 0.9},
+    # Batches of one frame leave a process without a share, and a worker process without a graph.
+    "streamed": {"method": "naive", "batch_size": 2, "stream": True, "num_workers": 1},
     "empirical": {"method": "ewc", "fisher": "empirical", "fisher_probes": 2, "replay": morse.labelled(OLD)},
 }
 
 
-def fits(folder: Path) -> dict[str, Any]:
+def fits(folder: Path, processes: Processes) -> dict[str, Any]:
     """Histories and weights of every method."""
     found = {}
+    database = folder / f"frames{processes.rank}.db"
+    with connect(database) as rows:
+        for atoms in TRAIN:
+            rows.write(atoms)
     for name, options in METHODS.items():
         shared = {"epochs": 2, "batch_size": 3, "monitor_size": 4, "learning_rate": 0.02, "dtype": "float64"}
-        output = folder / name
+        output, train = folder / name, database if "stream" in options else TRAIN
         calc = finetune(
-            morse.pretrained(), TRAIN, VALID, output=output, **({"replay": OLD, "device": "cpu"} | shared | options)
+            morse.pretrained(), train, VALID, output=output, **({"replay": OLD, "device": "cpu"} | shared | options)
         )
         history = [{k: v for k, v in row.items() if k != "seconds"} for row in calc.history]
         found[name] = {"history": history, "weights": weights(calc), "model": calc.parameters["model"]}
@@ -93,6 +103,18 @@ def failures(processes: Processes) -> dict[str, str]:
         processes.on_first(_fail)
     except FinetuneError as error:
         told["on_first"] = f"{type(error).__name__}: {error}"
+    theta = nn.Parameter(torch.ones(2))
+    updater = Updater(torch.optim.SGD([theta], lr=0.1), processes=processes)
+
+    def loss(_: list[int]) -> PieceLoss:
+        if processes.rank == 1:
+            raise MemoryError("not even one")
+        return PieceLoss(theta.sum(), lambda: None)
+
+    try:
+        updater.update([Piece([0], {0: 10}, loss, EdgeBudget(100))])
+    except (FinetuneError, MemoryError) as error:
+        told["update"] = f"{type(error).__name__}: {error}, {theta.tolist()}"
     return told
 
 
@@ -103,7 +125,7 @@ def _fail() -> None:
 def main() -> None:
     folder = Path(sys.argv[1])
     processes = launched("cpu")
-    result = {"size": processes.size, "fits": fits(folder), "others": others(processes)}
+    result = {"size": processes.size, "fits": fits(folder, processes), "others": others(processes)}
     if processes.size > 1:
         result["failures"] = failures(processes)
     digest = hashlib.sha256(json.dumps(result["fits"]).encode()).hexdigest()

@@ -82,6 +82,8 @@ def test_all_hear_of_a_failure(two):
     first, second = (result["failures"] for result in two[1])
     assert first["agree"] == "ProcessError: process 1 of 2 stopped with TrainingError: no more"
     assert second["agree"] == "TrainingError: no more"
+    assert first["update"] == "ProcessError: process 1 of 2 stopped with MemoryError: not even one, [1.0, 1.0]"
+    assert second["update"] == "MemoryError: not even one, [1.0, 1.0]"
     assert first["on_first"] == "TrainingError: the first one failed"
     assert second["on_first"] == "ProcessError: process 0 of 2 stopped with TrainingError: the first one failed"
 
@@ -162,7 +164,8 @@ def test_shares_are_even_and_complete(size):
 def test_launches_are_told_apart():
     torchrun = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
     srun = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "3", "SLURM_NTASKS": "8"}
-    assert _layout(torchrun) == _layout(srun) == (4, 2)
+    assert _layout(torchrun) == (4, 2, "torchrun")
+    assert _layout(srun) == _layout(srun | {"SLURM_JOB_NAME": "interactive"}) == (4, 2, "slurm")
     assert _layout({}) is None
     # A batch script that starts python without srun is one process, whatever was asked for.
     assert _layout({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "fit"}) is None

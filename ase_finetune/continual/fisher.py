@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from ase_finetune.potentials.batched import fill_batches
 from ase_finetune.potentials.memory import halve_if_out_of_memory
 
 #: Edges of a batch that shares backward passes.
-DEFAULT_FISHER_EDGES = 4000
+DEFAULT_FISHER_EDGES = 2500
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,14 @@ def empirical_fisher(
         prediction = potential.predict(batch, forces=loss.needs_forces, stress=loss.needs_stress, create_graph=True)
         losses = loss.per_structure(prediction, batch)
         generator = torch.Generator().manual_seed(_seed(seed, indices[0]))
-        sums.add(losses @ signs.to(losses) for signs in _signs(len(indices), probes or 1, generator))
+        sums.add([losses @ signs.to(losses) for signs in _signs(len(indices), probes or 1, generator)])
         _tell(on_structure, len(indices))
 
     if probes is None:
         batches = [[index] for index in processes.share(edge_counts(graphs))]
     else:
         batches = _own_batches(graphs, max_edges, processes)
-    for indices in batches:
-        halve_if_out_of_memory(work, indices)
+    _work_on_all(work, batches, processes)
     how = {"kind": "empirical", "loss": loss.describe()}
     return sums.mean(len(graphs), how if probes is None else how | {"probes": probes, "seed": seed}, processes)
 
@@ -191,13 +190,14 @@ def gaussian_fisher(
         forces = prediction.forces / (forces_scale * (3 * sizes[batch.batch, None]).sqrt())
         generator = torch.Generator().manual_seed(_seed(seed, indices[0]))
         sums.add(
-            (_normal_like(energy, generator) * energy).sum() + (_normal_like(forces, generator) * forces).sum()
-            for _ in range(draws)
+            [
+                (_normal_like(energy, generator) * energy).sum() + (_normal_like(forces, generator) * forces).sum()
+                for _ in range(draws)
+            ]
         )
         _tell(on_structure, draws * len(indices))
 
-    for indices in _own_batches(graphs, max_edges, processes):
-        halve_if_out_of_memory(work, indices)
+    _work_on_all(work, _own_batches(graphs, max_edges, processes), processes)
     how = {"kind": "gaussian", "energy_scale": energy_scale, "forces_scale": forces_scale, "draws": draws, "seed": seed}
     return sums.mean(len(graphs), how, processes)
 
@@ -213,18 +213,15 @@ class _FisherSums:
         self._parameters = [parameter for _, parameter in named]
         self._sums = [torch.zeros_like(parameter) for parameter in self._parameters]
 
-    def add(self, scalars: Iterable[Tensor]) -> None:
+    def add(self, scalars: Sequence[Tensor]) -> None:
         """Add the mean of the squared gradients of some functions of one graph; nothing if one of them fails."""
         squares = [torch.zeros_like(total) for total in self._sums]
-        count = 0
-        for scalar in scalars:
-            count += 1
-            # The graph may be needed again; it is gone with the function that made it.
-            gradients = torch.autograd.grad(scalar, self._parameters, allow_unused=True, retain_graph=True)
+        for left, scalar in zip(reversed(range(len(scalars))), scalars, strict=True):
+            gradients = torch.autograd.grad(scalar, self._parameters, allow_unused=True, retain_graph=left > 0)
             for square, gradient in zip(squares, gradients, strict=True):
                 if gradient is not None:
                     square.addcmul_(gradient, gradient)
-        torch._foreach_add_(self._sums, squares, alpha=1 / count)
+        torch._foreach_add_(self._sums, squares, alpha=1 / len(scalars))
 
     def mean(self, count: int, metadata: dict[str, Any], processes: Processes) -> FisherInformation:
         """The sums over all processes, divided by the number of structures."""
@@ -242,6 +239,14 @@ def _own_batches(graphs: Sequence[AtomGraph], max_edges: int, processes: Process
     return [batches[k] for k in processes.share([sum(edges[index] for index in batch) for batch in batches])]
 
 
+def _work_on_all(work: Callable[[list[int]], None], batches: list[list[int]], processes: Processes) -> None:
+    def turns() -> None:
+        for indices in batches:
+            halve_if_out_of_memory(work, indices)
+
+    processes.together(turns)
+
+
 def _signs(count: int, probes: int, generator: torch.Generator) -> list[Tensor]:
     """Rows of a Hadamard matrix, in random order and with random signs of its columns."""
     size = 1 << max(count - 1, probes - 1, 0).bit_length()
@@ -250,7 +255,7 @@ def _signs(count: int, probes: int, generator: torch.Generator) -> list[Tensor]:
 
 
 def _seed(seed: int, first: int) -> int:
-    # Of a batch by its first structure, so that processes and halved batches draw as one process would.
+    # Of a batch by its first structure, so that several processes draw as one would.
     return 1_000_003 * seed + first
 
 

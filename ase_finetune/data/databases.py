@@ -103,9 +103,10 @@ class DatabaseOrigins(Sequence[Origin]):
         return self.__dict__ | {"_connection": None}
 
     def _connect(self) -> _Connection:
-        if self._connection is None or self._connection.owner != _owner(self.path):
-            self._connection = _open(self.path)
-        return self._connection
+        connection = self._connection
+        if connection is None or connection.owner != _owner(self.path):
+            connection = self._connection = _open(self.path)
+        return connection
 
 
 class _Connection:

@@ -119,7 +119,8 @@ class _Packed:
                 padding = -raw.numel() % _ALIGNMENT
                 parts += [raw, raw.new_zeros(padding)]
                 start += raw.numel() + padding
-        return cls(torch.cat(parts), layout)
+        # A process may have no share of a batch.
+        return cls(torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8), layout)
 
     def unpack(self) -> list[AtomGraph]:
         """The graphs, as views of the buffer."""

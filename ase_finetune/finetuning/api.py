@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -86,6 +85,8 @@ def finetune(
         If ``output`` holds something already.
     TrainingError
         If the loss is no longer finite.
+    ProcessError
+        If another process of the same run stopped.
 
     References
     ----------
@@ -102,15 +103,14 @@ def finetune(
     metadata = _describe_base(model, potential, base, config) | {"processes": processes.size}
     sources = Sources(train, valid, relaxations, valid_relaxations, replay)
     run = prepare(potential, sources, config, log, metadata, processes)
-    if folder is not None:
-        folder.write_metadata(metadata)
+    processes.on_first(lambda: None if folder is None else folder.write_metadata(metadata))
     rows: list[dict[str, Any]] = []
     for task in run.tasks:
         if len(run.tasks) > 1:
             log(f"stage: {task.name}")
         trainer = Trainer(potential, task, run.replay, config, run.penalty, log, processes)
         trainer.rows = rows
-        _fit(trainer, folder, metadata, log)
+        _fit(trainer, folder, metadata, log, processes)
         metadata.setdefault("stages", []).append({"stage": task.name, **_conclude(trainer, log)})
     metadata["errors"] = metadata["stages"][-1]
     unfreeze_parameters(potential, metadata["frozen"])
@@ -120,9 +120,7 @@ def finetune(
         calculator.parameters["model"] = str(Path(output) / "model")
         log(f"written to {output}: model, history.csv, run.json, log.txt")
     # The others wait here: what they do next may need the files.
-    if folder is not None:
-        folder.write_result(potential, metadata, log)
-    processes.gather(None)
+    processes.on_first(lambda: None if folder is None else folder.write_result(potential, metadata, log))
     return calculator
 
 
@@ -137,9 +135,11 @@ def _check_sources(train: Any, relaxations: Any, config: FinetuneConfig) -> None
         raise InputError("there is nothing to train on: give train=frames, or relaxations=pairs with method='bptt'")
 
 
-def _fit(trainer: Trainer, folder: RunFolder | None, metadata: dict[str, Any], log: Log) -> None:
-    if folder is not None:
-        trainer.on_epoch = functools.partial(folder.write_epoch, metadata=metadata, log=log)
+def _fit(trainer: Trainer, folder: RunFolder | None, metadata: dict[str, Any], log: Log, processes: Processes) -> None:
+    def write(trainer: Trainer) -> None:
+        processes.on_first(lambda: None if folder is None else folder.write_epoch(trainer, metadata, log))
+
+    trainer.on_epoch = write
     try:
         trainer.fit()
     except TrainingError as error:

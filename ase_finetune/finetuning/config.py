@@ -29,7 +29,7 @@ class FinetuneConfig:
     batch_size
         Training frames per step.
     max_edges
-        Largest number of edges worked on at once; a batch with more is cut into pieces whose gradients add
+        Largest number of edges trained on at once; a batch with more is cut into pieces whose gradients add
         up to its own. ``None`` is 2500 on a CPU, where that is fastest; on a GPU the memory of one step is
         measured before. Pieces that do not fit all the same are halved, to the same effect.
     stream

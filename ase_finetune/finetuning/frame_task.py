@@ -111,13 +111,19 @@ class FrameBatches:
 
     def pieces(self, order: Iterable[Sequence[int]], sums: ErrorSums | None = None) -> Iterator[list[Piece]]:
         """For each batch the pieces of this process's share; errors are added to ``sums``."""
-        for graphs in self._loader.batches(map(self._share, order)):
+        batches = self._loader.batches(map(self._share, order))
+        while (graphs := self._next(batches)) is not None:
             counts = label_counts(graphs)
             if self.processes.size > 1:
                 # Means are over the whole batch, wherever its parts are worked on.
                 counts = LabelCounts(*(round(count) for count in self.processes.total(counts)))
+            edges = dict(enumerate(edge_counts(graphs)))
             loss = functools.partial(self._piece_loss, graphs, counts, sums)
-            yield [Piece(piece, loss, self._budget) for piece in batches_by_edges(graphs, self._budget.edges)]
+            yield [Piece(piece, edges, loss, self._budget) for piece in batches_by_edges(graphs, self._budget.edges)]
+
+    def _next(self, batches: Iterator[list[AtomGraph]]) -> list[AtomGraph] | None:
+        """The share of the next batch that is worked on here; if a process cannot read its own, all hear of it."""
+        return self.processes.together(lambda: next(batches, None))
 
     def _share(self, batch: Sequence[int]) -> list[int]:
         return [batch[k] for k in self.processes.share([self._edges[index] for index in batch])]

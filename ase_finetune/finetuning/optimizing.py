@@ -5,7 +5,8 @@ from __future__ import annotations
 import fnmatch
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,7 +101,10 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: FinetuneConfig, ste
 
 
 class PieceLoss(NamedTuple):
-    """What some examples contribute to the loss of their batch, and what to do once its gradient is known."""
+    """What some examples contribute to the loss of their batch, and what to note once its gradient is known.
+
+    ``keep`` does its work or fails without a trace.
+    """
 
     value: Tensor
     keep: Callable[[], object]
@@ -113,7 +117,9 @@ class Piece:
     Attributes
     ----------
     examples
-        Positions of the examples in the batch.
+        Numbers of the examples, whatever ``loss`` and ``edges`` take them for.
+    edges
+        How many edges each of them has.
     loss
         Of some of them. Must leave no trace: that is for ``keep`` of its result.
     budget
@@ -121,6 +127,7 @@ class Piece:
     """
 
     examples: list[int]
+    edges: Mapping[int, int]
     loss: Callable[[list[int]], PieceLoss]
     budget: EdgeBudget
 
@@ -177,6 +184,7 @@ class Updater:
             if self.processes.size == 1:
                 raise
             value, failure = math.nan, error  # the others wait for this process's share
+            traceback.clear_frames(error.__traceback__)  # and for the memory it failed in
         value = self._sum(value)
         if not math.isfinite(value):
             self.processes.agree(failure)
@@ -195,27 +203,29 @@ class Updater:
         values: list[Tensor] = []
 
         def work(examples: list[int], piece: Piece) -> None:
+            # All or nothing, unlike backward(): memory may run out anywhere, and what is counted is counted once.
             value, keep = piece.loss(examples)
+            gradients: list[Tensor | None] = [None] * len(self._parameters)
             if value.requires_grad:  # not if every example of a piece had to be left out
-                # Unlike backward(), all or nothing: memory may run out on the way.
-                gradients = torch.autograd.grad(value, self._parameters, allow_unused=True)
-                self._add(gradients)
-            values.append(value.detach().double())
+                found = torch.autograd.grad(value, self._parameters, allow_unused=True)
+                # Autograd may hand out one tensor twice, or an expanded one; these are added to in place.
+                gradients = [None if g is None else g.clone(memory_format=torch.contiguous_format) for g in found]
+            contribution = value.detach().double()
             keep()
+            values.append(contribution)
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                if parameter.grad is None:
+                    parameter.grad = gradient
+                elif gradient is not None:
+                    parameter.grad.add_(gradient)
+
+        def lower(failed: list[int], piece: Piece) -> None:
+            piece.budget.lower(sum(piece.edges[example] for example in failed))
 
         for piece in pieces:
-            halve_if_out_of_memory(functools.partial(work, piece=piece), piece.examples, piece.budget.halve)
+            doing, failing = functools.partial(work, piece=piece), functools.partial(lower, piece=piece)
+            halve_if_out_of_memory(doing, piece.examples, failing)
         return float(torch.stack(values).sum()) if values else 0.0
-
-    def _add(self, gradients: Sequence[Tensor | None]) -> None:
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            if gradient is None:
-                continue
-            if parameter.grad is None:
-                # Autograd may hand out one tensor twice, or an expanded one; this one is added to in place.
-                parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
-            else:
-                parameter.grad.add_(gradient)
 
     def _sum(self, value: float) -> float:
         """Loss and gradients over all processes; a parameter that none of them used keeps no gradient."""
@@ -223,6 +233,8 @@ class Updater:
             return value
         used = [0.0 if parameter.grad is None else 1.0 for parameter in self._parameters]
         value, *used = self.processes.total([value, *used])
+        if not math.isfinite(value):
+            return value
         wanted = [parameter for parameter, count in zip(self._parameters, used, strict=True) if count]
         for parameter in wanted:
             if parameter.grad is None:

@@ -58,6 +58,11 @@ def read_target(
         read_frames, energy_key=config.energy_key, forces_key=config.forces_key, stress_key=config.stress_key
     )
     frames = read(train, name="train", stream=config.stream)
+    if config.num_workers and not frames.is_streamed:
+        raise InputError(
+            f"num_workers={config.num_workers}, but workers have nothing to read ahead: the training frames are in "
+            "memory; stream=True leaves those of an ASE database on disk"
+        )
     if valid is None:
         if config.early_stopping is not None:
             raise InputError("early_stopping needs validation frames to judge by, but valid=None")
@@ -65,7 +70,7 @@ def read_target(
     if isinstance(valid, (int, float)):
         split = split_frames(frames, valid, seed=config.seed, group_by=config.group_by)
         return split.train, split.valid, split.description
-    held_out = read(valid, name="valid")
+    held_out = read(valid, name="valid", stream=None if config.stream else config.stream)
     check_disjoint(frames, held_out)
     return frames, held_out, "validation frames given"
 

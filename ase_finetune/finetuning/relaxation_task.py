@@ -177,7 +177,8 @@ class RelaxationTask(Task):
         own = [batch[k] for k in self._processes.share([self._edges[index] for index in batch])]
         pieces = fill_batches([self._edges[index] for index in own], self._budget.edges)
         loss = functools.partial(self._piece_loss, len(batch))
-        return [Piece([own[position] for position in piece], loss, self._budget) for piece in pieces]
+        edges = {index: self._edges[index] for index in own}
+        return [Piece([own[position] for position in piece], edges, loss, self._budget) for piece in pieces]
 
     def _piece_loss(self, batch_size: int, indices: list[int]) -> PieceLoss:
         """The part of the batch's loss that these structures contribute; those that explode contribute none."""

@@ -103,7 +103,7 @@ def prepare(
     train = [] if frames is None else labelled_graphs(potential, target.train)
     used = trained if config.uses_replay else []
     # One bound for all frames: target and replay take turns in the same memory.
-    budget = edge_budget(potential, [used, train], config, log)
+    budget = processes.together(lambda: edge_budget(potential, [used, train], config, log))
     if used:
         weight = config.replay_weight
         batches = FrameBatches(potential, used, config.loss, budget, weight=weight, processes=processes)

@@ -112,8 +112,10 @@ class Trainer:
     def _epoch(self, epoch: int) -> None:
         start = time.perf_counter()
         rate = float(self._schedule.get_last_lr()[0])
-        # Processors may differ in a last digit: nothing adds up over a run.
-        self.processes.same_([parameter for _, parameter in self.potential.native_parameters()])
+        # Processors may differ in a last digit, which would add up over a run.
+        named = [*self.potential.native_parameters(), *self.evaluated.native_parameters()]
+        own = [parameter for parameter, _ in self.task.own_parameters()]
+        self.processes.same_([*(parameter for _, parameter in named), *own])
         indices = torch.randperm(self.task.size, generator=self._generator).tolist()
         order = [
             indices[first : first + self.task.batch_size] for first in range(0, len(indices), self.task.batch_size)

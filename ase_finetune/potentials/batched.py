@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -107,8 +108,8 @@ def predict_each(
     batches = shared_batches(graphs, max_edges, processes)
     for turn in range(max(processes.gather(len(batches)))):
         found = {}
-        if turn < len(batches):
-            halve_if_out_of_memory(work, batches[turn])
+        own = batches[turn] if turn < len(batches) else []
+        processes.together(functools.partial(halve_if_out_of_memory, work, own))
         for part in processes.gather(found):
             for index, prediction in part.items():
                 if on_structure is not None:

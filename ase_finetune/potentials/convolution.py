@@ -1,9 +1,10 @@
 """Equivariant convolution over neighbours without a message per edge: the hot loop of SevenNet and MACE.
 
 Both form, for every edge, the tensor product of the sender's features with the spherical harmonics of the edge, weight
-it by a radial network and sum what arrives at each atom. e3nn makes all messages and sums them afterwards; they are
-far larger than what goes in, so writing and reading them is what takes the time. Here the edges that arrive at an atom
-are put side by side in groups and the sum over a group is part of a matrix product, so only a sum per group is written.
+it by a radial network and sum what arrives at each atom. e3nn makes all messages and sums them afterwards; writing and
+reading them, and the products that lead to them, is what takes the time. Here the edges that arrive at an atom are
+put side by side in groups, and the product with the harmonics and the sum over a group are one matrix product of
+the weighted features: what it makes is written once per group, not once per edge.
 
 The coefficients are read off e3nn's own module, normalisation and rounding included.
 """
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,13 +37,31 @@ class Arrangement:
     senders : (s,) int64
         The atom whose features enter.
     receivers : (s / GROUP,) int64
-        The atom each group adds to.
+        The atom each group adds to, ascending.
+    atoms
+        How many atoms there are to add to.
     """
 
     order: Tensor
     filled: Tensor
     senders: Tensor
     receivers: Tensor
+    atoms: int
+
+    def chunks(self, slots: int) -> list[tuple[slice, Arrangement]]:
+        """Parts of about so many slots and where they are; each adds to atoms of its own, in their order."""
+        per_atom = GROUP * torch.bincount(self.receivers, minlength=self.atoms)
+        ends = per_atom.cumsum(0).cpu().numpy()
+        parts, first, start = [], 0, 0
+        while first < self.atoms:
+            last = max(first + 1, int(np.searchsorted(ends, start + slots, side="right")))
+            stop = int(ends[last - 1])
+            where, groups = slice(start, stop), slice(start // GROUP, stop // GROUP)
+            owners = self.receivers[groups] - first
+            part = Arrangement(self.order[where], self.filled[where], self.senders[where], owners, last - first)
+            parts.append((where, part))
+            first, start = last, stop
+        return parts
 
 
 def arrange(senders: Tensor, receivers: Tensor, num_atoms: int, dtype: torch.dtype) -> Arrangement:
@@ -58,7 +78,7 @@ def arrange(senders: Tensor, receivers: Tensor, num_atoms: int, dtype: torch.dty
     order = by_receiver.new_zeros(GROUP * len(owners)).index_copy(0, slot, by_receiver)
     filled = torch.zeros(len(order), 1, dtype=dtype, device=order.device)
     filled[slot] = 1.0
-    return Arrangement(order, filled, senders[order], owners)
+    return Arrangement(order, filled, senders[order], owners, num_atoms)
 
 
 @dataclass(frozen=True)
@@ -111,7 +131,7 @@ class Convolution:
 
         Returns
         -------
-        (n, outputs) in e3nn's layout, differentiable twice in all three.
+        (atoms, outputs) in e3nn's layout, differentiable twice in all three.
         """
         results: list[tuple[int, Tensor]] = []
         harmonics = harmonics * arrangement.filled
@@ -131,11 +151,11 @@ class Convolution:
         weights: list[Tensor],
         edges: Arrangement,
     ) -> list[tuple[int, Tensor]]:
-        atoms, groups = len(features), len(edges.receivers)
+        groups = len(edges.receivers)
         channels, size = block.multiplicity, block.size
         rows = sum(path.size for path in block.paths)
         # Channels last: they are the long dimension of everything that follows.
-        sent = features[:, block.input].reshape(atoms, channels, size).transpose(1, 2).contiguous()
+        sent = features[:, block.input].reshape(len(features), channels, size).transpose(1, 2).contiguous()
         sent = sent.index_select(0, edges.senders)
         turns = (harmonics @ coefficients).view(groups, GROUP, rows, size)
         turns = turns.transpose(1, 2).reshape(groups, rows, GROUP * size)
@@ -143,9 +163,11 @@ class Convolution:
         for weight, turn in zip(weights, turns.split([path.size for path in block.paths], dim=1), strict=True):
             weighted = (sent * weight[:, None]).view(groups, GROUP * size, channels)
             sums.append(torch.bmm(turn, weighted))
-        received = features.new_zeros(atoms, rows, channels).index_add(0, edges.receivers, torch.cat(sums, dim=1))
+        received = features.new_zeros(edges.atoms, rows, channels).index_add(0, edges.receivers, torch.cat(sums, dim=1))
         parts = received.transpose(1, 2).split([path.size for path in block.paths], dim=2)
-        return [(path.output.start, part.reshape(atoms, -1)) for path, part in zip(block.paths, parts, strict=True)]
+        return [
+            (path.output.start, part.reshape(edges.atoms, -1)) for path, part in zip(block.paths, parts, strict=True)
+        ]
 
 
 class FusedConvolutions:
@@ -166,12 +188,20 @@ class FusedConvolutions:
         """Whether all can be had, in the dtype and on the device the model has now; checked once for each."""
         if not self._products:
             return False
-        buffer = next(next(iter(self._products.values())).buffers())
+        buffer = next(next(iter(self._products.values())).buffers(), None)
+        if buffer is None:  # not one of e3nn's
+            return False
         if self._made_for != (buffer.dtype, buffer.device):
-            found = {name: find_convolution(product) for name, product in self._products.items()}
+            # Kept for evaluations that are differentiated, whatever this one is.
+            with torch.inference_mode(False):
+                found = {name: find_convolution(product) for name, product in self._products.items()}
             self._convolutions = {name: item for name, item in found.items() if item is not None}
             self._made_for = buffer.dtype, buffer.device
         return len(self._convolutions) == len(self._products)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Made again where it is loaded: that machine may not have the device these are on.
+        return self.__dict__ | {"_convolutions": {}, "_made_for": None}
 
     def __contains__(self, name: str) -> bool:
         return name in self._convolutions
@@ -241,7 +271,7 @@ def _agrees(convolution: Convolution, product: Any) -> bool:
     generator = torch.Generator().manual_seed(0)
 
     def random(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(buffer)
+        return torch.randn(rows, columns, generator=generator, dtype=torch.float64, device="cpu").to(buffer)
 
     senders = torch.tensor([0, 1, 1, 2, 0, 2, 1, 0], device=buffer.device)
     receivers = torch.tensor([1, 0, 2, 2, 2, 2, 2, 2], device=buffer.device)

@@ -184,7 +184,8 @@ class _Convolve(nn.Module):
 def _tensor_products(native: nn.Module) -> dict[str, nn.Module]:
     """e3nn's tensor products of the interactions, by position; none if a block cannot do without them."""
     blocks: Any = native.interactions
-    if not all("conv_fusion" in type(block).forward.__code__.co_consts for block in blocks):
+    codes = [getattr(type(block).forward, "__code__", None) for block in blocks]
+    if not all(code is not None and "conv_fusion" in code.co_consts for code in codes):
         return {}  # a MACE before fused kernels
     return {str(index): block.conv_tp for index, block in enumerate(blocks)}
 

@@ -23,12 +23,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, of a GPU or of the machine."""
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
-    # The allocator of the CPU has no error of its own.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    # The allocator of the CPU has no error of its own, and TorchScript passes others on as text.
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def halve_if_out_of_memory(
-    work: Callable[[list[int]], object], indices: Sequence[int], on_halving: Callable[[int], object] | None = None
+    work: Callable[[list[int]], object],
+    indices: Sequence[int],
+    on_failure: Callable[[list[int]], object] | None = None,
 ) -> None:
     """Do ``work`` on the items; if memory runs out, on one half after the other.
 
@@ -38,15 +48,15 @@ def halve_if_out_of_memory(
         Must leave no trace when it fails.
     indices
         Of the items.
-    on_halving
-        Called with the size of the halves.
+    on_failure
+        Called with the items that did not fit, before their halves are tried.
 
     Raises
     ------
     MemoryError, RuntimeError
         As it came, if a single item does not fit.
     """
-    todo = [list(indices)]
+    todo = [list(indices)] if len(indices) else []
     while todo:
         batch = todo.pop()
         if _fits(work, batch):
@@ -54,9 +64,9 @@ def halve_if_out_of_memory(
         # Out of the handler: its error kept the tensors of the attempt alive.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if on_failure is not None:
+            on_failure(batch)
         half = (len(batch) + 1) // 2
-        if on_halving is not None:
-            on_halving(half)
         todo += [batch[half:], batch[:half]]
 
 
@@ -86,14 +96,14 @@ class EdgeBudget:
     tell: Callable[[str], object] | None = None
     _told: bool = field(default=False, repr=False)
 
-    def halve(self, size: int) -> None:
-        """Memory ran out, and ``size`` examples are tried next."""
-        before, self.edges = self.edges, max(1, self.edges // 2)
+    def lower(self, edges: int) -> None:
+        """Memory ran out with so many edges at once; pieces are to have half of them at most."""
+        self.edges = max(1, min(self.edges, edges // 2))
         if self.tell is not None and not self._told:
             self._told = True
             self.tell(
-                f"note: memory ran out with up to {before} edges at once (max_edges); batches are worked off in "
-                f"smaller pieces from here on, now {size} structures at a time, with the same results"
+                f"note: memory ran out with {edges} edges at once; batches are worked off in pieces of at most "
+                f"{self.edges} edges (max_edges) from here on, with the same results"
             )
 
 
@@ -126,10 +136,13 @@ def probe_edges(potential: Potential, graph: AtomGraph, loss: Callable[[AtomGrap
     torch.cuda.reset_peak_memory_stats(device)
     try:
         torch.autograd.grad(loss(graph.to(device)), parameters, allow_unused=True)
-    except torch.cuda.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise InputError(
             f"a structure with {graph.num_edges} edges does not fit into the memory of {device}"
         ) from error
     per_edge = (torch.cuda.max_memory_allocated(device) - before) / max(1, graph.num_edges)
+    torch.cuda.empty_cache()  # what the probe used is free again
     free, _ = torch.cuda.mem_get_info(device)
     return max(graph.num_edges, int(_SHARE * free / per_edge))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.metadata
 import warnings
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ase_finetune.errors import CheckpointError, InputError
 from ase_finetune.graphs import AtomGraph
@@ -21,6 +23,10 @@ from ase_finetune.potentials.convolution import Arrangement, FusedConvolutions, 
 from ase_finetune.potentials.imports import LOAD_ERRORS, import_backend, safe_globals
 
 _INSTALL = "'ase_finetune[sevenn]'"
+
+#: Slots that a CPU convolves at once. What a layer makes for more of them is not kept for the backward pass but made
+#: again: with gigabytes at once, handing out the memory takes longer than the arithmetic.
+LARGEST_CHUNK = 16_384
 
 #: Config entries of a checkpoint that describe the model; the rest tells how somebody trained it
 #: (paths, devices, schedules) and is not copied into saved files.
@@ -148,8 +154,18 @@ class SevenNetPotential(Potential):
 
     def _convolve(self, name: str, module: Any, data: dict[str, Tensor], edges: Arrangement) -> dict[str, Tensor]:
         """What sevenn's IrrepsConvolution does, over arranged edges."""
-        weights = module.weight_nn(data[module.key_weight_input])
-        sums = self._convolutions[name](data[module.key_x], data[module.key_filter], weights, edges)
+        convolution, features = self._convolutions[name], data[module.key_x]
+        inputs, harmonics = data[module.key_weight_input], data[module.key_filter]
+
+        def convolve(features: Tensor, inputs: Tensor, harmonics: Tensor, part: Arrangement) -> Tensor:
+            return convolution(features, harmonics, module.weight_nn(inputs), part)
+
+        if len(inputs) <= LARGEST_CHUNK or features.device.type != "cpu":
+            sums = convolve(features, inputs, harmonics, edges)
+        else:
+            again = functools.partial(checkpoint, convolve, use_reentrant=False, preserve_rng_state=False)
+            chunks = edges.chunks(LARGEST_CHUNK)
+            sums = torch.cat([again(features, inputs[where], harmonics[where], part) for where, part in chunks])
         return data | {module.key_x: sums / module.denominator}
 
     def architecture(self) -> dict[str, Any]:
@@ -210,9 +226,11 @@ class SevenNetPotential(Potential):
 
 
 def _tensor_products(native: nn.Module) -> dict[str, nn.Module]:
-    """e3nn's tensor products inside sevenn's own convolutions, by the name of those."""
+    """e3nn's tensor products inside sevenn's own convolutions, by the name of those; none if there are others."""
     kind: Any = import_backend("sevenn.nn.convolution", _INSTALL).IrrepsConvolution
-    convolutions = {name: module for name, module in native.named_children() if type(module) is kind}
+    convolutions = {name: module for name, module in native.named_children() if hasattr(module, "weight_nn")}
+    if any(type(module) is not kind for module in convolutions.values()):
+        return {}
     return {name: module.get_submodule("convolution") for name, module in convolutions.items()}
 
 

@@ -13,7 +13,7 @@ from ase_finetune.errors import DataError, InputError
 from tests.data.conftest import labelled
 from tests.data.test_lazy_graphs import same
 
-ORDER = [[3, 1, 2], [0], [9, 8, 7, 6], [5, 4], [3, 3]]
+ORDER = [[3, 1, 2], [0], [], [9, 8, 7, 6], [5, 4], [3, 3]]
 
 
 @pytest.fixture(params=["db", "aselmdb"])
@@ -81,7 +81,7 @@ def test_frames_that_cannot_be_evaluated_are_named(tmp_path, num_workers):
 def test_endless_orders_and_new_starts(frames, num_workers):
     loader = GraphLoader(frames.graphs(4.0), num_workers=num_workers)
     first = list(itertools.islice(loader.batches(itertools.cycle(ORDER)), 7))
-    assert [len(batch) for batch in first] == [3, 1, 4, 2, 2, 3, 1]
+    assert [len(batch) for batch in first] == [3, 1, 0, 4, 2, 2, 3]
     assert [len(batch) for batch in loader.batches(ORDER)] == [3, 1, 4, 2, 2]
 
 

@@ -36,7 +36,7 @@ def quadratic(theta, target, scale=1.0):
 
 def piece(loss):
     """A piece of one example."""
-    return Piece([0], lambda _: PieceLoss(loss(), lambda: None), EdgeBudget(1))
+    return Piece([0], {0: 1}, lambda _: PieceLoss(loss(), lambda: None), EdgeBudget(1))
 
 
 def updater(theta, rate=0.1, strength=None, **options):
@@ -140,7 +140,7 @@ class Large:
         self.budget = EdgeBudget(1000, self.told.append)
 
     def piece(self):
-        return Piece(list(range(7)), self.loss, self.budget)
+        return Piece(list(range(7)), dict.fromkeys(range(7), 100), self.loss, self.budget)
 
     def loss(self, examples):
         self.sizes.append(len(examples))
@@ -172,9 +172,9 @@ def test_pieces_that_do_not_fit_are_halved_to_the_same_effect(theta, backward):
     torch.testing.assert_close(theta, other, rtol=1e-12, atol=1e-12)
     assert large.sizes == [7, 4, 2, 2, 3, 2, 1]
     assert sorted(large.kept) == list(range(7))
-    assert large.budget.edges == 1000 // 8
+    assert large.budget.edges == 150  # half of the smallest that failed, three examples
     (told,) = large.told
-    assert told.startswith("note: memory ran out with up to 1000 edges at once (max_edges)")
+    assert told.startswith("note: memory ran out with 700 edges at once; ")
 
 
 def test_a_single_example_that_does_not_fit_is_an_error(theta):
@@ -187,7 +187,7 @@ def test_a_single_example_that_does_not_fit_is_an_error(theta):
 
 def test_other_errors_are_not_taken_for_lack_of_memory(theta):
     with pytest.raises(RuntimeError, match="something else"):
-        updater(theta).update([Piece([0, 1], fail, EdgeBudget(1))])
+        updater(theta).update([Piece([0, 1], {0: 1, 1: 1}, fail, EdgeBudget(1))])
 
 
 def fail(examples):

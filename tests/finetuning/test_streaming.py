@@ -47,6 +47,11 @@ def test_what_cannot_be_streamed(frames):
         finetune(morse.pretrained(), frames, stream=True, method="naive", replay=None, **OPTIONS)
 
 
+def test_workers_need_something_to_read(frames):
+    with pytest.raises(InputError, match="num_workers=2, but workers have nothing to read ahead"):
+        finetune(morse.pretrained(), frames, num_workers=2, method="naive", replay=None, **OPTIONS)
+
+
 def test_an_unknown_element_is_named(tmp_path):
     (frame,) = morse.labelled(morse.silicon(1, 1))
     strange = morse.attach(frame, **frame.calc.results)

@@ -8,7 +8,8 @@ import torch
 from ase.build import bulk
 
 from ase_finetune.graphs import AtomGraph
-from ase_finetune.potentials.convolution import GROUP, FusedConvolutions, arrange, find_convolution
+from ase_finetune.potentials import sevennet
+from ase_finetune.potentials.convolution import GROUP, Convolution, FusedConvolutions, arrange, find_convolution
 from ase_finetune.potentials.imports import import_backend
 from ase_finetune.potentials.mace import MACEPotential
 
@@ -135,21 +136,59 @@ def test_potentials_use_it_and_say_the_same(potential, monkeypatch):
     """Energies, forces and gradients of a loss on forces, with and without; also beside atoms without neighbours."""
     graph = AtomGraph.from_atoms(structure(), potential.cutoff, dtype=torch.float64)
     assert potential._convolutions.usable()
-    results = []
+    results, calls = [], []
+    original = Convolution.__call__
+    monkeypatch.setattr(Convolution, "__call__", lambda *inputs: calls.append(1) or original(*inputs))
     for fused in (True, False):
         if not fused:
+            assert len(calls) == 2  # its layers
             monkeypatch.setattr(FusedConvolutions, "usable", lambda _: False)
         prediction = potential.predict(graph, create_graph=True)
         parameters = [parameter for _, parameter in potential.native_parameters(trainable_only=True)]
         loss = prediction.forces.square().sum() + prediction.stress.square().sum()
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         results.append((prediction, [g for g in gradients if g is not None]))
+    assert len(calls) == 2
     (ours, our_gradients), (theirs, their_gradients) = results
     assert len(our_gradients) == len(their_gradients) > 5
     for name in ("energies", "forces", "stress"):
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-11, atol=1e-11)
     for mine, native in zip(our_gradients, their_gradients, strict=True):
         torch.testing.assert_close(mine, native, rtol=1e-9, atol=1e-11 * float(native.abs().max() + 1))
+
+
+def test_large_structures_in_chunks_say_the_same(tiny_sevennet, monkeypatch):
+    """Also derivatives of forces, whose first backward pass makes again what was not kept."""
+    potential = tiny_sevennet().double()
+    graph = AtomGraph.from_atoms(structure(), potential.cutoff, dtype=torch.float64)
+    results = []
+    for largest in (10_000, 24):
+        monkeypatch.setattr(sevennet, "LARGEST_CHUNK", largest)
+        prediction = potential.predict(graph, create_graph=True)
+        parameters = [parameter for _, parameter in potential.native_parameters(trainable_only=True)]
+        gradients = torch.autograd.grad(prediction.forces.square().sum(), parameters, allow_unused=True)
+        results.append([prediction.energies, prediction.forces, *(g for g in gradients if g is not None)])
+        plain = potential.predict(graph)
+        torch.testing.assert_close(plain.forces, prediction.forces, rtol=1e-12, atol=1e-12)
+    for whole, chunks in zip(*results, strict=True):
+        torch.testing.assert_close(chunks, whole, rtol=1e-10, atol=1e-12)
+
+
+def test_chunks_are_whole_atoms():
+    generator = torch.Generator().manual_seed(1)
+    receivers = torch.randint(9, (60,), generator=generator)
+    receivers = receivers[receivers != 4]  # one without neighbours
+    edges = arrange(torch.randint(9, (len(receivers),), generator=generator), receivers, 9, torch.float32)
+    for slots in (1, 20, 33, 1000):
+        parts = edges.chunks(slots)
+        assert sum(part.atoms for _, part in parts) == 9
+        assert torch.equal(torch.cat([part.order for _, part in parts]), edges.order)
+        first = 0
+        for where, part in parts:
+            assert part.atoms == 1 or where.stop - where.start <= slots
+            assert torch.equal(part.receivers + first, edges.receivers[where.start // GROUP : where.stop // GROUP])
+            assert torch.equal(part.senders, edges.senders[where])
+            first += part.atoms
 
 
 def test_native_module_stays_as_it_was(potential, tmp_path):

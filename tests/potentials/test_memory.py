@@ -59,6 +59,9 @@ def test_one_that_does_not_fit_is_an_error():
 def test_what_counts_as_lack_of_memory():
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    # As TorchScript passes on what the allocator of a GPU raised.
+    scripted = "The following operation failed in the TorchScript interpreter.\nRuntimeError: CUDA out of memory."
+    assert is_out_of_memory(RuntimeError(scripted))
     assert not is_out_of_memory(RuntimeError("out of range"))
     assert not is_out_of_memory(ValueError("DefaultCPUAllocator"))
     with pytest.raises(RuntimeError) as caught:
@@ -81,12 +84,14 @@ def test_halves_come_in_order():
 def test_budget_is_halved_and_told_once():
     told = []
     budget = EdgeBudget(3000, told.append)
-    budget.halve(4)
-    budget.halve(2)
-    assert budget.edges == 750
+    budget.lower(2800)
+    budget.lower(2900)  # a piece that was cut before
+    assert budget.edges == 1400
+    budget.lower(1300)
+    assert budget.edges == 650
     assert len(told) == 1
-    assert "up to 3000 edges" in told[0]
-    EdgeBudget(1).halve(1)  # nobody to tell
+    assert "memory ran out with 2800 edges at once; batches are worked off in pieces of at most 1400" in told[0]
+    EdgeBudget(1).lower(1)  # nobody to tell, and nothing left to halve
 
 
 def test_budget_of_a_cpu():
