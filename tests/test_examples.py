@@ -11,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase.io import read
+import torch
+from ase.io import read, write
 from matplotlib import pyplot as plt
 
 import ase_finetune
 from ase_finetune import FinetunedCalculator
+from ase_finetune.cli import build_parser
 from ase_finetune.data import read_pairs
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.potentials import MorsePotential
 from tests import helpers
+from tests import morse as world
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -207,3 +210,52 @@ def test_demo(tmp_path):
     check_relax(folder)
     assert 'FinetunedCalculator("runs/demo/model")' in out
     assert names(tmp_path / "runs") == {"demo"}
+
+
+def test_slurm_script_is_valid_and_passes_its_arguments(tmp_path):
+    """Run by bash with an srun that prints what it is asked to start."""
+    (tmp_path / "bin").mkdir()
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    (tmp_path / "bin" / "activate").touch()
+    answer = subprocess.run(  # noqa: S603  # our own script
+        ["/bin/bash", str(ROOT / "docs" / "slurm_finetune.sh"), "my frames.extxyz", "runs/mine"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VENV": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = answer.stdout.splitlines()
+    start = words.index("ase-finetune")
+    # Every option exists: the command line parses them.
+    options = build_parser().parse_args(words[start + 1 :])
+    assert options.fit.train == "my frames.extxyz"
+    assert options.fit.output == "runs/mine"
+
+
+def test_code_on_scaling(tmp_path, monkeypatch):
+    """The code of the page runs as it stands, with a small potential in the place of 7net-0."""
+    monkeypatch.chdir(tmp_path)
+    potential, frames = world.pretrained(), world.labelled(world.silicon(4, 1))
+    write("frames.extxyz", frames)
+
+    def small(model, *arguments, **options):
+        assert model == "7net-0"
+        shared = {"epochs": 1, "monitor_size": 2, "verbose": False, "device": "cpu"}
+        return ase_finetune.finetune(potential, *arguments, valid=None, replay=world.oxide(6, 3), **shared, **options)
+
+    seen = {
+        "finetune": small,
+        "potential": potential,
+        "graphs": world.graphs(frames, potential),
+        "structures": frames,
+        "write": write,
+        "FinetunedCalculator": lambda _, **options: FinetunedCalculator(potential, **options),
+    }
+    blocks = page_blocks((ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"))
+    assert len(blocks) == 4
+    for block in sorted(blocks, key=lambda block: "connect(" not in block):  # the database has to be there first
+        exec(compile(block, "scaling.md", "exec"), seen)  # noqa: S102  # our own page
+    assert len(read("frames.db", ":")) == len(read("relaxed.extxyz", ":")) == 4
+    assert torch.equal(*(fisher.values["shift"] > 0 for fisher in (seen["exact"], seen["close"])))
