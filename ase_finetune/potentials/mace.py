@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ase_finetune.errors import CheckpointError, UntrustedFileError
 from ase_finetune.graphs import AtomGraph
+from ase_finetune.potentials.arrangement import arrange
 from ase_finetune.potentials.base import Potential, choose_head
-from ase_finetune.potentials.convolution import Convolution, FusedConvolutions, arrange
+from ase_finetune.potentials.convolution import Convolution, FusedConvolutions
 from ase_finetune.potentials.imports import LOAD_ERRORS, import_backend, unchanged_environment
 from ase_finetune.potentials.mace_architecture import INSTALL, build, describe
 

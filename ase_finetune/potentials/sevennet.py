@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import importlib.metadata
 import warnings
 from collections.abc import Callable
@@ -14,19 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ase_finetune.errors import CheckpointError, InputError
 from ase_finetune.graphs import AtomGraph
+from ase_finetune.potentials.arrangement import Arrangement, arrange, in_chunks
 from ase_finetune.potentials.base import Potential, choose_head, plain_values
-from ase_finetune.potentials.convolution import Arrangement, FusedConvolutions, arrange
+from ase_finetune.potentials.convolution import FusedConvolutions
 from ase_finetune.potentials.imports import LOAD_ERRORS, import_backend, safe_globals
 
 _INSTALL = "'ase_finetune[sevenn]'"
-
-#: Slots that a CPU convolves at once. What a layer makes for more of them is not kept for the backward pass but made
-#: again: with gigabytes at once, handing out the memory takes longer than the arithmetic.
-LARGEST_CHUNK = 16_384
 
 #: Config entries of a checkpoint that describe the model; the rest tells how somebody trained it
 #: (paths, devices, schedules) and is not copied into saved files.
@@ -154,18 +149,13 @@ class SevenNetPotential(Potential):
 
     def _convolve(self, name: str, module: Any, data: dict[str, Tensor], edges: Arrangement) -> dict[str, Tensor]:
         """What sevenn's IrrepsConvolution does, over arranged edges."""
-        convolution, features = self._convolutions[name], data[module.key_x]
-        inputs, harmonics = data[module.key_weight_input], data[module.key_filter]
+        convolution = self._convolutions[name]
 
         def convolve(features: Tensor, inputs: Tensor, harmonics: Tensor, part: Arrangement) -> Tensor:
             return convolution(features, harmonics, module.weight_nn(inputs), part)
 
-        if len(inputs) <= LARGEST_CHUNK or features.device.type != "cpu":
-            sums = convolve(features, inputs, harmonics, edges)
-        else:
-            again = functools.partial(checkpoint, convolve, use_reentrant=False, preserve_rng_state=False)
-            chunks = edges.chunks(LARGEST_CHUNK)
-            sums = torch.cat([again(features, inputs[where], harmonics[where], part) for where, part in chunks])
+        slots = data[module.key_weight_input], data[module.key_filter]
+        sums = in_chunks(convolve, data[module.key_x], slots, edges)
         return data | {module.key_x: sums / module.denominator}
 
     def architecture(self) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import torch
 from ase.build import bulk
 
 from ase_finetune.graphs import AtomGraph
-from ase_finetune.potentials import sevennet
-from ase_finetune.potentials.convolution import GROUP, Convolution, FusedConvolutions, arrange, find_convolution
+from ase_finetune.potentials import arrangement
+from ase_finetune.potentials.arrangement import GROUP, arrange
+from ase_finetune.potentials.convolution import Convolution, FusedConvolutions, find_convolution
 from ase_finetune.potentials.imports import import_backend
 from ase_finetune.potentials.mace import MACEPotential
 
@@ -163,7 +164,7 @@ def test_large_structures_in_chunks_say_the_same(tiny_sevennet, monkeypatch):
     graph = AtomGraph.from_atoms(structure(), potential.cutoff, dtype=torch.float64)
     results = []
     for largest in (10_000, 24):
-        monkeypatch.setattr(sevennet, "LARGEST_CHUNK", largest)
+        monkeypatch.setattr(arrangement, "LARGEST_CHUNK", largest)
         prediction = potential.predict(graph, create_graph=True)
         parameters = [parameter for _, parameter in potential.native_parameters(trainable_only=True)]
         gradients = torch.autograd.grad(prediction.forces.square().sum(), parameters, allow_unused=True)
