@@ -32,7 +32,7 @@ ROWS = {
     "md_mace": 1,
     "training_step": 2,
     "reewc_epoch": 0,
-    "fisher": 1,
+    "fisher": 3,
     "ewc_step": 1,
     "bptt": 2,
     "relaxation": 1,

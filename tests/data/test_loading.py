@@ -82,7 +82,7 @@ def test_endless_orders_and_new_starts(frames, num_workers):
     loader = GraphLoader(frames.graphs(4.0), num_workers=num_workers)
     first = list(itertools.islice(loader.batches(itertools.cycle(ORDER)), 7))
     assert [len(batch) for batch in first] == [3, 1, 0, 4, 2, 2, 3]
-    assert [len(batch) for batch in loader.batches(ORDER)] == [3, 1, 4, 2, 2]
+    assert [len(batch) for batch in loader.batches(ORDER)] == [3, 1, 0, 4, 2, 2]
 
 
 def test_random_numbers_are_left_alone(frames):
