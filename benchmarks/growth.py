@@ -83,10 +83,9 @@ def training(setting: Setting) -> Iterator[Row]:
 
     repeats = setting.times(3)["repeats"]
     once(few)
-    fewest = [once(few) for _ in range(repeats)]
     for count in larger:
-        # Before and after cost the same whatever comes between, and 5,000 structures are long enough to be steady.
-        many = [once(count)]
+        turns = [(once(count), once(few)) for _ in range(repeats)]
+        many, fewest = zip(*turns, strict=True)
         for index, what in enumerate(("finetune()", "its epoch")):
             measured = Comparison([run[index] for run in many], [run[index] for run in fewest])
             name, against = f"{what}, {count} structures of 2 atoms", f"{few} structures"
