@@ -13,8 +13,7 @@ from ase_finetune.graphs import AtomGraph, collate
 from ase_finetune.losses import Loss, residuals
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential, Prediction
-from ase_finetune.potentials.batched import DEFAULT_MAX_EDGES, shared_batches
-from ase_finetune.potentials.memory import halve_if_out_of_memory
+from ase_finetune.potentials.batched import DEFAULT_MAX_EDGES, shared_batches, work_off
 
 
 @dataclass(frozen=True)
@@ -144,11 +143,7 @@ def evaluate(
             if on_structure is not None:
                 on_structure()
 
-    def work_on_all() -> None:
-        for indices in shared_batches(graphs, max_edges, processes):
-            halve_if_out_of_memory(work, indices)
-
-    processes.together(work_on_all)
+    work_off(work, shared_batches(graphs, max_edges, processes), processes)
     return sums.errors(processes)
 
 

@@ -12,9 +12,10 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_finetune import FinetunedCalculator, finetune
-from benchmarks.inputs import MODEL, silicon, tiny_sevennet
+from benchmarks.inputs import MODEL, silicon
 from benchmarks.paired import Comparison, alternate, seconds
 from benchmarks.suite import Missing, Row, Setting, Target
+from tests.helpers import build_sevennet
 
 TARGETS = {"flat within 15 %": Target(cpu=1.15, gpu=1.15)}
 
@@ -70,7 +71,7 @@ def labelled(count: int) -> list[Atoms]:
 
 def training(setting: Setting) -> Iterator[Row]:
     """Time per structure of a whole `finetune`, and of its epoch alone, against few structures."""
-    potential = tiny_sevennet().to(setting.device)
+    potential = build_sevennet(numbers=[14]).to(setting.device)
     few, larger = setting.size((20, (40,)), (FEWEST, FRAMES))
 
     def once(count: int) -> tuple[float, float]:

@@ -23,7 +23,6 @@ from ase_finetune.finetuning.training import Trainer
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials import Potential
 from ase_finetune.potentials.imports import import_backend
-from ase_finetune.potentials.sevennet import SevenNetPotential
 from benchmarks.suite import EXAMPLES, Setting
 
 MODEL = "7net-0"
@@ -97,33 +96,6 @@ def flat_penalty(potential: Potential) -> EWCPenalty:
     named = dict(potential.native_parameters(trainable_only=True))
     fisher = FisherInformation({name: torch.full_like(parameter, 1e-3) for name, parameter in named.items()})
     return EWCPenalty(named.items(), fisher, 1.0)
-
-
-def tiny_sevennet(numbers: Sequence[int] = (14,)) -> SevenNetPotential:
-    """A SevenNet so small that what surrounds it is seen."""
-    architecture: dict[str, Any] = {
-        "cutoff": 4.0,
-        "channel": 4,
-        "lmax": 1,
-        "num_convolution_layer": 2,
-        "weight_nn_hidden_neurons": [8, 8],
-        "radial_basis": {"radial_basis_name": "bessel", "bessel_basis_num": 4},
-        "cutoff_function": {"cutoff_function_name": "poly_cut", "poly_cut_p_value": 6},
-        "is_parity": False,
-        "version": "0.10.4",
-        "shift": -1.0,
-        "scale": 0.8,
-        "conv_denominator": 5.0,
-        "_number_of_species": len(numbers),
-        "_type_map": [[z, index] for index, z in enumerate(sorted(numbers))],
-        "_normalize_sph": True,
-        "train_shift_scale": False,
-        "train_denominator": False,
-    }
-    import_backend("sevenn._keys", "'ase_finetune[sevenn]'")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return SevenNetPotential.from_architecture(architecture)
 
 
 def random_mace(numbers: Sequence[int], tiny: bool = False) -> torch.nn.Module:

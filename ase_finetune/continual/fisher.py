@@ -15,8 +15,7 @@ from ase_finetune.graphs import AtomGraph, collate, edge_counts
 from ase_finetune.losses import Loss
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
-from ase_finetune.potentials.batched import fill_batches
-from ase_finetune.potentials.memory import halve_if_out_of_memory
+from ase_finetune.potentials.batched import fill_batches, work_off
 
 #: Edges of a batch that shares backward passes.
 DEFAULT_FISHER_EDGES = 2500
@@ -128,7 +127,7 @@ def empirical_fisher(
         batches = [[index] for index in processes.share(edge_counts(graphs))]
     else:
         batches = _own_batches(graphs, max_edges, processes)
-    _work_on_all(work, batches, processes)
+    work_off(work, batches, processes)
     how = {"kind": "empirical", "loss": loss.describe()}
     return sums.mean(len(graphs), how if probes is None else how | {"probes": probes, "seed": seed}, processes)
 
@@ -197,7 +196,7 @@ def gaussian_fisher(
         )
         _tell(on_structure, draws * len(indices))
 
-    _work_on_all(work, _own_batches(graphs, max_edges, processes), processes)
+    work_off(work, _own_batches(graphs, max_edges, processes), processes)
     how = {"kind": "gaussian", "energy_scale": energy_scale, "forces_scale": forces_scale, "draws": draws, "seed": seed}
     return sums.mean(len(graphs), how, processes)
 
@@ -237,14 +236,6 @@ def _own_batches(graphs: Sequence[AtomGraph], max_edges: int, processes: Process
     edges = edge_counts(graphs)
     batches = fill_batches(edges, max_edges)
     return [batches[k] for k in processes.share([sum(edges[index] for index in batch) for batch in batches])]
-
-
-def _work_on_all(work: Callable[[list[int]], None], batches: list[list[int]], processes: Processes) -> None:
-    def turns() -> None:
-        for indices in batches:
-            halve_if_out_of_memory(work, indices)
-
-    processes.together(turns)
 
 
 def _signs(count: int, probes: int, generator: torch.Generator) -> list[Tensor]:

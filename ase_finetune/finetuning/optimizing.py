@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import functools
 import math
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -177,17 +176,8 @@ class Updater:
             If another process could not evaluate its share.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        value, failure = 0.0, None
-        try:
-            value = self._differentiate(pieces)
-        except Exception as error:
-            if self.processes.size == 1:
-                raise
-            value, failure = math.nan, error  # the others wait for this process's share
-            traceback.clear_frames(error.__traceback__)  # and for the memory it failed in
-        value = self._sum(value)
+        value = self._sum(self.processes.together(lambda: self._differentiate(pieces)))
         if not math.isfinite(value):
-            self.processes.agree(failure)
             raise TrainingError(f"the loss is {value}")
         if self.penalty is not None:
             self.penalty.add_gradient()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -108,8 +107,7 @@ def predict_each(
     batches = shared_batches(graphs, max_edges, processes)
     for turn in range(max(processes.gather(len(batches)))):
         found = {}
-        own = batches[turn] if turn < len(batches) else []
-        processes.together(functools.partial(halve_if_out_of_memory, work, own))
+        work_off(work, batches[turn : turn + 1], processes)
         for part in processes.gather(found):
             for index, prediction in part.items():
                 if on_structure is not None:
@@ -122,6 +120,16 @@ def shared_batches(graphs: Sequence[AtomGraph], max_edges: int, processes: Proce
     edges = edge_counts(graphs)
     own = processes.share(edges)
     return [[own[k] for k in batch] for batch in fill_batches([edges[index] for index in own], max_edges)]
+
+
+def work_off(work: Callable[[list[int]], object], batches: Sequence[list[int]], processes: Processes = ALONE) -> None:
+    """Do ``work`` on each batch, halved where it does not fit into memory; if a process fails, all hear of it."""
+
+    def turns() -> None:
+        for indices in batches:
+            halve_if_out_of_memory(work, indices)
+
+    processes.together(turns)
 
 
 def split_prediction(prediction: Prediction, graph: AtomGraph) -> list[Prediction]:

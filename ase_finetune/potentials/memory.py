@@ -56,7 +56,7 @@ def halve_if_out_of_memory(
     MemoryError, RuntimeError
         As it came, if a single item does not fit.
     """
-    todo = [list(indices)] if len(indices) else []
+    todo = [list(indices)]
     while todo:
         batch = todo.pop()
         if _fits(work, batch):
