@@ -43,6 +43,10 @@ class OutputExistsError(FinetuneError, FileExistsError):
     """An output that would overwrite an earlier result."""
 
 
+class OutputError(FinetuneError, OSError):
+    """A file that cannot be written: a full disk, a folder without permission."""
+
+
 class TrainingError(FinetuneError, RuntimeError):
     """Training that cannot go on, for example because losses are no longer finite."""
 
