@@ -14,6 +14,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from tqdm import tqdm
 
 from ase_finetune.errors import InputError, OutputExistsError
+from ase_finetune.files import is_there
 from ase_finetune.graphs import AtomGraph, SkinNeighborList
 from ase_finetune.potentials import Potential, load_potential, save_potential
 from ase_finetune.potentials.base import Prediction
@@ -46,7 +47,7 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         Verlet skin in Å: the neighbour list is rebuilt only when an atom has moved half of it. It saves
         time in MD and relaxations; set 0 when every structure is new.
     trust_pickle
-        Allow loading a foreign MACE ``.model`` file, which can execute code.
+        Allow loading a MACE ``.model`` file that is not known as an official one: it can execute code.
     **kwargs
         Passed to :class:`ase.calculators.calculator.Calculator`.
 
@@ -177,6 +178,8 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         ------
         OutputExistsError
             If ``path`` exists and ``overwrite`` is not set.
+        OutputError
+            If it cannot be written; an earlier potential there is as it was.
         """
         save_potential(self._single(), Path(path), metadata=self.metadata, overwrite=overwrite)
 
@@ -229,12 +232,12 @@ def export_potential(potential: Potential, path: Path, *, overwrite: bool = Fals
     ------
     OutputExistsError
         If ``path`` exists and ``overwrite`` is not set.
+    OutputError
+        If it cannot be written; an earlier file is as it was.
     """
-    if path.exists() and not overwrite:
+    if is_there(path) and not overwrite:
         raise OutputExistsError(f"{path} exists; choose another name or pass overwrite=True")
-    partial = path.with_name(path.name + ".part")
-    potential.save_native(partial)
-    partial.replace(path)
+    potential.save_native(path)
 
 
 def _check_members(potentials: Sequence[Potential], device: str, dtype: str) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ase_finetune.errors import CheckpointError, InputError, OutputError
+from ase_finetune.errors import CheckpointError, FinetuneError, InputError, OutputError
+
+_HEADER = "ase_finetune"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -41,18 +43,29 @@ def write_bytes(path: Path, data: bytes) -> None:
     OutputError
         If the disk is full or the place cannot be written to.
     """
+    write_chunks(path, [data])
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes]) -> None:
+    """As :func:`write_bytes`, of content that comes piece by piece; a file is only made of all of them.
+
+    Errors of this package that the pieces raise are passed on.
+    """
     # Processes on several machines may write the same file at once.
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         with part.open("xb") as file:
-            file.write(data)
+            for chunk in chunks:
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
         _flush_folder(path.parent)
+    except FinetuneError:
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
-        kept = "; the earlier file is as it was" if path.exists() else ""
+        kept = "; the earlier file is as it was" if is_there(path) else ""
         raise OutputError(f"{path} cannot be written: {reason}{kept}") from error
     finally:
         with contextlib.suppress(OSError):
@@ -78,10 +91,33 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"the folder {path} cannot be made: {error.strerror}") from error
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what writes left behind that were killed; only for a folder that nobody else writes to."""
-    for part in folder.glob(".*.part"):
-        part.unlink(missing_ok=True)
+def remove_parts(folder: Path, name: str = "*") -> None:
+    """Remove what killed writes of a file (by default of all) left behind, where nobody else writes it."""
+    for part in folder.glob(f".{name}.*.part"):
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def is_there(path: Path) -> bool:
+    """Whether something has this name; ``False`` also where nothing can have it (a name that is too long)."""
+    try:
+        return path.exists() or path.is_symlink()
+    except (OSError, ValueError):
+        return False
+
+
+def require_file(path: Path) -> None:
+    """Refuse what is no file; reading a pipe or a device might never end.
+
+    Raises
+    ------
+    CheckpointError
+        If there is nothing, a folder, a pipe or a device.
+    """
+    if not is_there(path):
+        raise CheckpointError(f"{path} does not exist")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is damaged: it is not a file, but a folder, a link to nothing or the like")
 
 
 def file_hash(path: Path) -> str:
@@ -164,7 +200,8 @@ def write_sealed(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str
     stored = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     text = to_json(content, f"the content of {path.name}")
     header = {"format": f"ase_finetune-{kind}", "json": text, "sha256": _seal(kind, text, stored)}
-    write_bytes(path, save(stored, metadata=header))
+    # One entry: safetensors writes several in random order, and equal content should make equal files.
+    write_bytes(path, save(stored, metadata={_HEADER: json.dumps(header)}))
 
 
 def read_sealed(path: Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -175,11 +212,12 @@ def read_sealed(path: Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, 
     CheckpointError
         If the file is missing, torn, changed or of another kind; the message names it.
     """
-    header, tensors = read_safetensors(path)
-    if header.get("format") != f"ase_finetune-{kind}":
-        found = header.get("format", "something else")
-        raise CheckpointError(f"{path} is not a {kind} file of this package, but {found!r}")
-    text = header.get("json", "")
+    entries, tensors = read_safetensors(path)
+    header = parse_json(entries.get(_HEADER, "{}"), path)
+    found = header.get("format", entries.get("format"))
+    if found != f"ase_finetune-{kind}":
+        raise CheckpointError(f"{path} is not a {kind} file of this package, but {str(found or 'another')[:80]!r}")
+    text = str(header.get("json"))
     if header.get("sha256") != _seal(kind, text, tensors):
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one it was written with")
     return tensors, parse_json(text, path)
@@ -193,13 +231,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     CheckpointError
         If it is missing or damaged.
     """
+    require_file(path)
     try:
-        if not path.is_file():
-            raise CheckpointError(f"{path} does not exist")
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
+    except (SafetensorError, AttributeError, OSError, RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import pickle
 
 import numpy as np
@@ -21,7 +23,7 @@ from ase.md.verlet import VelocityVerlet
 from ase.outputs import Properties
 
 from ase_finetune import FinetunedCalculator, ase_plugin
-from ase_finetune.errors import InputError, OutputExistsError, UnknownModelError
+from ase_finetune.errors import InputError, OutputError, OutputExistsError, UnknownModelError
 from ase_finetune.potentials import MorsePotential, save_potential
 from tests.pretrained import path_or_skip, pretrained, sevennet_calculator
 
@@ -420,12 +422,11 @@ class TestFiles:
         calc.export(tmp_path / "model.json")
         before = (tmp_path / "model.json").read_text()
 
-        def fail(path):
-            path.write_text("half a fi")
-            raise OSError("disk full")
+        def fail(descriptor):
+            raise OSError(errno.ENOSPC, "disk full")
 
-        monkeypatch.setattr(calc.potential, "save_native", fail)
-        with pytest.raises(OSError, match="disk full"):
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(OutputError, match="disk full"):
             calc.export(tmp_path / "model.json", overwrite=True)
         assert (tmp_path / "model.json").read_text() == before
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ase_finetune.continual.fisher import FisherInformation
 from ase_finetune.errors import CheckpointError, OutputExistsError
+from ase_finetune.files import is_there, parse_json, read_safetensors, read_sealed, write_sealed
 from ase_finetune.losses import Loss
-from ase_finetune.potentials.imports import LOAD_ERRORS
+from ase_finetune.potentials.torch_files import load_torch_file
 
-_FORMAT = "ase_finetune-fisher-1"
+_KIND = "fisher-2"
+_FORMAT_1 = "ase_finetune-fisher-1"
 
 
 def save_fisher(
@@ -40,15 +38,14 @@ def save_fisher(
     ------
     OutputExistsError
         If ``path`` exists and ``overwrite`` is not set.
+    OutputError
+        If it cannot be written; an earlier file is as it was.
     """
     target = Path(path)
-    if target.exists() and not overwrite:
+    if is_there(target) and not overwrite:
         raise OutputExistsError(f"{target} exists; choose another name or pass overwrite=True")
     metadata = fisher.metadata | {"model_hash": model_hash, "data_hash": data_hash}
-    partial = target.with_name(target.name + ".part")
-    tensors = {name: value.contiguous() for name, value in fisher.values.items()}
-    save_file(tensors, partial, metadata={"format": _FORMAT, "json": json.dumps(metadata)})
-    partial.replace(target)
+    write_sealed(target, fisher.values, metadata, kind=_KIND)
 
 
 def load_fisher(
@@ -100,28 +97,26 @@ def load_anchor(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist") from error
-    except LOAD_ERRORS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} is not a readable file of tensors: {reason}") from error
+    content = load_torch_file(path, "file of tensors")
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path} does not hold a dictionary of tensors by parameter name")
     # Files written under DistributedDataParallel carry a prefix that belongs to the wrapper, not the model.
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    values = {str(name).removeprefix("module."): value for name, value in content.items()}
+    _check_values(values, path)
+    return values
 
 
 def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable Fisher file: {error}") from error
-    if header.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} is a safetensors file, but not Fisher information of this package")
-    return values, json.loads(header["json"])
+    header, values = read_safetensors(path)
+    if header.get("format") == _FORMAT_1:  # until 0.1, without a seal
+        metadata = parse_json(header.get("json", ""), path)
+    else:
+        values, metadata = read_sealed(path, kind=_KIND)
+    _check_values(values, path)
+    return values, metadata
+
+
+def _check_values(values: dict[str, Tensor], path: Path) -> None:
+    for name, value in values.items():
+        if not value.is_floating_point() or not value.isfinite().all():
+            raise CheckpointError(f"{path} is damaged: {name!r} is not a tensor of finite numbers")

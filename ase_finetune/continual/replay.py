@@ -8,14 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ase_finetune.errors import CheckpointError, OutputError
+from ase_finetune.files import make_folder, read_sealed, write_sealed
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.batched import predict_many
+
+_KIND = "labels-1"
 
 
 def pseudo_label(
@@ -50,7 +52,7 @@ def pseudo_label(
     """
     file = cache / f"{_digest(potential, graphs)}.safetensors" if cache is not None else None
     # The first process looks for all: others may see another folder, or a file that is being written.
-    labels = processes.gather(_read(file) if file is not None and processes.is_first else None)[0]
+    labels = processes.gather(_read(file, graphs) if file is not None and processes.is_first else None)[0]
     if labels is None:
         predictions = predict_many(potential, graphs, on_structure=on_structure, processes=processes)
         labels = {
@@ -67,20 +69,25 @@ def pseudo_label(
     ]
 
 
-def _read(file: Path) -> dict[str, Tensor] | None:
+def _read(file: Path, graphs: Sequence[AtomGraph]) -> dict[str, Tensor] | None:
     try:
-        return load_file(file)
-    except (OSError, SafetensorError):  # a torn file is only a cache miss
+        labels, _ = read_sealed(file, kind=_KIND)
+    except CheckpointError:  # a damaged file, or one of an earlier version, is only a cache miss
         return None
+    atoms = sum(len(graph.numbers) for graph in graphs)
+    shapes = {"energy": (len(graphs),), "forces": (atoms, 3), "stress": (len(graphs), 6)}
+    whole = labels.keys() == shapes.keys() and all(
+        labels[name].shape == shape and labels[name].is_floating_point() and bool(labels[name].isfinite().all())
+        for name, shape in shapes.items()
+    )
+    return labels if whole else None
 
 
 def _write(labels: dict[str, Tensor], file: Path) -> None:
-    partial = file.with_suffix(".part")
     # A cache that cannot be written (no permission, full disk) costs time, not the run.
-    with contextlib.suppress(OSError, SafetensorError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(labels, partial)
-        partial.replace(file)
+    with contextlib.suppress(OutputError):
+        make_folder(file.parent)
+        write_sealed(file, labels, {}, kind=_KIND)
 
 
 def _digest(potential: Potential, graphs: Sequence[AtomGraph]) -> str:

@@ -203,6 +203,7 @@ def _is_pair(item: Any) -> bool:
 
 def _match(initial: Sequence[Origin], relaxed: FrameSet, name: str) -> tuple[Sequence[int], str]:
     """For each initial structure the position of its relaxed one, and how that was found."""
+    files = ", ".join(dict.fromkeys([*(origin.source for origin in initial), *(frame.source for frame in relaxed)]))
     repeating = None
     for key in ID_KEYS:
         before = [_identity(origin.atoms, key) for origin in initial]
@@ -210,7 +211,7 @@ def _match(initial: Sequence[Origin], relaxed: FrameSet, name: str) -> tuple[Seq
         if None in before or None in after:
             continue
         if len(set(before)) == len(before) and len(set(after)) == len(after):
-            _check_same_ids(before, after, key, name)
+            _check_same_ids(before, after, key, f"{name} ({files})")
             positions = {value: position for position, value in enumerate(after)}
             return [positions[value] for value in before], f"by '{key}'"
         # One value for all is no identity but a kind, such as "bulk".
@@ -218,12 +219,12 @@ def _match(initial: Sequence[Origin], relaxed: FrameSet, name: str) -> tuple[Seq
             repeating = key
     if repeating is not None:
         raise DataError(
-            f"{name}: values of '{repeating}' repeat, and not in the same order in both ends, so nothing tells which "
-            "structures belong together; make them unique, or give pairs: [(initial, relaxed), ...]"
+            f"{name} ({files}): values of '{repeating}' repeat, and not in the same order in both ends, so nothing "
+            "tells which structures belong together; make them unique, or give pairs: [(initial, relaxed), ...]"
         )
     if len(initial) != len(relaxed):
         raise DataError(
-            f"{name}: {len(initial)} initial and {len(relaxed)} relaxed structures; without ids in info "
+            f"{name} ({files}): {len(initial)} initial and {len(relaxed)} relaxed structures; without ids in info "
             f"({', '.join(ID_KEYS)}) they are matched by order and must be as many"
         )
     return range(len(initial)), "by their order"

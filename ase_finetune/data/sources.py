@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.io import read
 
 from ase_finetune.data.databases import DatabaseOrigins, Origin, is_database
+from ase_finetune.data.xyz_counts import check_counts
 from ase_finetune.errors import DataError, InputError
 
 #: A file that ASE reads, several of them, or structures.
@@ -114,6 +115,8 @@ def _open_file(path: str | Path, name: str) -> Sequence[Origin]:
     file, selection = _split_selection(path)
     if not file.exists():
         raise DataError(f"{name}: there is no file '{file}'")
+    if not (file.is_file() or file.is_dir()):  # ASE reads some folders; a pipe or a device might never end
+        raise DataError(f"{name}: '{file}' is neither a file nor a folder")
     source = Path(path).name
     if is_database(file):
         origins: Sequence[Origin] = DatabaseOrigins(file, selection, source, name)
@@ -125,6 +128,7 @@ def _open_file(path: str | Path, name: str) -> Sequence[Origin]:
 
 
 def _read(file: Path, selection: str, path: str | Path, name: str) -> list[Atoms]:
+    check_counts(file, selection, f"{name}: '{path}'")
     try:
         # Explicitly: given an index, ASE ignores the one behind the @ sign.
         frames = read(file, index=selection, do_not_split_by_at_sign=True)

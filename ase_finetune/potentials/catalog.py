@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
+from ase_finetune.potentials.published_hashes import PUBLISHED_SHA256
+
 Availability = Literal["shipped", "cached", "download", "unsupported"]
 
 
@@ -41,6 +43,8 @@ class ModelInfo:
         the file.
     note
         What to know before using it.
+    sha256
+        Of the official file, in hexadecimal digits, where it is known from public sources.
     """
 
     name: str
@@ -53,6 +57,7 @@ class ModelInfo:
     availability: Availability = "download"
     heads: tuple[str, ...] = ()
     note: str = ""
+    sha256: str | None = None
 
 
 #: H to Bi and Ac to Pu: the 89 elements of MPtrj.
@@ -102,14 +107,21 @@ def _mace_mp(
 ) -> ModelInfo:
     # mace_mp() and mace_polar() drop everything but letters, digits and _ from the file's name ...
     file = "".join(c for c in PurePosixPath(url).name if c.isalnum() or c == "_")
-    return ModelInfo(name, aliases, "mace", file, url, licence, elements=elements, heads=heads, note=note)
+    return ModelInfo(
+        name, aliases, "mace", file, url, licence, elements=elements, heads=heads, note=note, sha256=_published(url)
+    )
 
 
 def _mace_plain(
     name: str, url: str, *aliases: str, licence: str = _ASL, elements: tuple[int, ...] | None = None, note: str = ""
 ) -> ModelInfo:
     # ... and mace_off(), mace_omol() and mace_anicc() keep it.
-    return ModelInfo(name, aliases, "mace", PurePosixPath(url).name, url, licence, elements=elements, note=note)
+    file = PurePosixPath(url).name
+    return ModelInfo(name, aliases, "mace", file, url, licence, elements=elements, note=note, sha256=_published(url))
+
+
+def _published(url: str) -> str | None:
+    return PUBLISHED_SHA256.get("/".join(url.split("/")[-2:]))
 
 
 def _mace_polar(size: str) -> ModelInfo:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,20 +35,23 @@ LOAD_ERRORS = (
     ValueError,
 )
 
+_LOCK = threading.RLock()  # the list of what torch loads is one for the whole process
+
 
 @contextmanager
 def safe_globals(allowed: list[Any]) -> Iterator[None]:
-    """Let ``torch.load(weights_only=True)`` accept ``allowed`` for the length of the block."""
+    """Let ``torch.load(weights_only=True)`` accept ``allowed`` for the length of the block; one thread at a time."""
     serialization: Any = torch.serialization
-    before = list(serialization.get_safe_globals())
-    serialization.add_safe_globals(allowed)
-    try:
-        yield
-    finally:
-        # What imports inside the block have registered stays; what was allowed for the block goes.
-        kept = [item for item in serialization.get_safe_globals() if item in before or item not in allowed]
-        serialization.clear_safe_globals()
-        serialization.add_safe_globals(kept)
+    with _LOCK:
+        before = list(serialization.get_safe_globals())
+        serialization.add_safe_globals(allowed)
+        try:
+            yield
+        finally:
+            # What imports inside the block have registered stays; what was allowed for the block goes.
+            kept = [item for item in serialization.get_safe_globals() if item in before or item not in allowed]
+            serialization.clear_safe_globals()
+            serialization.add_safe_globals(kept)
 
 
 @contextmanager

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ase_finetune.errors import CheckpointError, UntrustedFileError
+from ase_finetune.files import file_hash
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials.arrangement import arrange
 from ase_finetune.potentials.base import Potential, choose_head
 from ase_finetune.potentials.convolution import Convolution, FusedConvolutions
 from ase_finetune.potentials.imports import LOAD_ERRORS, import_backend, unchanged_environment
 from ase_finetune.potentials.mace_architecture import INSTALL, build, describe
+from ase_finetune.potentials.torch_files import write_torch_file
 
 #: What models with embeddings of the whole structure are told, the defaults of MACECalculator:
 #: neutral, spin multiplicity 1.
@@ -73,6 +75,10 @@ class MACEPotential(Potential):
     def from_checkpoint(cls, path: Path, head: str | None = None, trust_pickle: bool = False) -> MACEPotential:
         """Load a MACE ``.model`` file, which is a pickle: loading it runs code it contains.
 
+        The file is the whole module, with the code that e3nn generated for it as source text, which
+        ``torch.fx`` executes to bring it back. A list of allowed names for torch's safe loading would have to
+        contain the function that executes it, and so allow everything.
+
         Parameters
         ----------
         path
@@ -80,19 +86,20 @@ class MACEPotential(Potential):
         head
             Head of a multi-head model.
         trust_pickle
-            That you know where the file comes from.
+            That you know where the file comes from. :func:`ase_finetune.potentials.load_potential` knows it of
+            official models.
 
         Raises
         ------
         UntrustedFileError
-            If ``trust_pickle`` is not set.
+            If ``trust_pickle`` is not set; the message has the file's SHA-256.
         CheckpointError
             If the file is corrupt or holds no MACE model.
         """
         if not trust_pickle:
             raise UntrustedFileError(
-                f"{path} is a pickled MACE model, which can run any code when it is loaded; "
-                "if you trust its origin, pass trust_pickle=True"
+                f"{path} is a pickled MACE model, which can run any code when it is loaded; if you trust its origin "
+                f"(its SHA-256 is {file_hash(path)}), pass trust_pickle=True"
             )
         import_backend("mace.modules", INSTALL)
         try:
@@ -166,7 +173,7 @@ class MACEPotential(Potential):
     def save_native(self, path: Path) -> None:
         """Write a ``.model`` file for ``MACECalculator`` and MACE's converters (LAMMPS, OpenMM)."""
         with _quiet():
-            torch.save(copy.deepcopy(self.native).cpu(), path)
+            write_torch_file(path, copy.deepcopy(self.native).cpu())
 
 
 class _Convolve(nn.Module):

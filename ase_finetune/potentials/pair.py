@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ase_finetune.errors import InputError
+from ase_finetune.files import write_text
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials.base import Potential
 
@@ -49,9 +50,15 @@ class MorsePotential(Potential):
         cutoff: float = 5.0,
     ) -> None:
         super().__init__()
-        if cutoff <= 0:
-            raise InputError(f"cutoff must be positive, got {cutoff}")
+        if not 0 < cutoff < float("inf"):
+            raise InputError(f"cutoff must be positive and finite, got {cutoff}")
         self.numbers = tuple(sorted(int(z) for z in numbers))
+        if (
+            not self.numbers
+            or len(set(self.numbers)) < len(self.numbers)
+            or not 1 <= min(numbers) <= max(numbers) < 119
+        ):
+            raise InputError(f"numbers must be different atomic numbers, got {list(numbers)}")
         self.cutoff = float(cutoff)
         given = {"depth": depth, "width": width, "distance": distance, "shift": shift}
         self.native = nn.ParameterDict(
@@ -92,7 +99,7 @@ class MorsePotential(Potential):
     def save_native(self, path: Path) -> None:
         """Write all parameters as JSON (this potential has no other tool to be read by)."""
         values = {name: parameter.tolist() for name, parameter in self.native.items()}
-        path.write_text(json.dumps(self.architecture() | values, indent=1), encoding="utf-8")
+        write_text(path, json.dumps(self.architecture() | values, indent=1))
 
 
 def _per_element(name: str, value: float | Sequence[float], count: int) -> Tensor:

@@ -7,9 +7,7 @@ import difflib
 import http.client
 import importlib.util
 import os
-import shutil
 import sys
-import urllib.request
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,15 @@ from ase_finetune.errors import (
     ModelNotAvailableError,
     UnknownModelError,
 )
+from ase_finetune.potentials import downloads
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.catalog import CATALOG, Availability, ModelInfo
-from ase_finetune.potentials.imports import LOAD_ERRORS
+from ase_finetune.potentials.formats import CONFIG_FILE
 from ase_finetune.potentials.mace import MACEPotential
 from ase_finetune.potentials.sevennet import SevenNetPotential
-from ase_finetune.potentials.storage import CONFIG_FILE, load_potential_dir
+from ase_finetune.potentials.storage import load_potential_dir
+from ase_finetune.potentials.torch_files import read_pickle_bytes
 
-_TIMEOUT = 30  # seconds without an answer: compute nodes often have no way out, and say nothing
 _INSTALL = {"sevenn": "'ase_finetune[sevenn]'", "mace": "'ase_finetune[mace]'"}
 
 
@@ -83,7 +82,7 @@ def locate_model(name: str, download: bool = True) -> Path:
         raise ModelNotAvailableError(f"{info.name} has not been downloaded yet; {by_hand}")
     sys.stderr.write(f"Downloading {info.name} from {info.url} to {target} (licence: {info.licence})\n")
     try:
-        _download(info.url, target)
+        downloads.download(info, target)
     except (OSError, http.client.HTTPException) as error:
         raise ModelNotAvailableError(f"{info.name} could not be downloaded ({error}); {by_hand}") from error
     return target
@@ -112,8 +111,9 @@ def load_potential(
     dtype
         Floating-point type of the parameters; ``None`` keeps the file's.
     trust_pickle
-        Allow MACE ``.model`` files, which run code when they are loaded. Pretrained models loaded
-        by name need no permission.
+        Allow MACE ``.model`` files, which run code when they are loaded. Pretrained models loaded by name
+        need no permission if they come with the installed mace, have the SHA-256 that is known of them,
+        or are what was downloaded here from their official address.
 
     Returns
     -------
@@ -157,16 +157,18 @@ def _load(model: str | os.PathLike[str], head: str | None, trust_pickle: bool) -
     if path.is_file() and (info is None or len(path.parts) > 1 or path.suffix):
         return _load_file(path, head, trust_pickle), {"model": str(path)}
     if info is not None:
-        return _load_named(info, head), {"model": info.name}
+        return _load_named(info, head, trust_pickle), {"model": info.name}
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder without {CONFIG_FILE}: not a saved potential")
     raise UnknownModelError(f"there is no file and no pretrained model called {str(model)!r}{_suggestion(str(model))}")
 
 
-def _load_named(info: ModelInfo, head: str | None) -> Potential:
+def _load_named(info: ModelInfo, head: str | None, trust_pickle: bool) -> Potential:
     path = locate_model(info.name)
     if info.backend == "sevenn":
         return _load_sevennet(path, head)
+    if not trust_pickle and not _is_shipped(info, path):
+        downloads.check_official(info, path)
     return MACEPotential.from_checkpoint(path, head, trust_pickle=True)
 
 
@@ -185,9 +187,9 @@ def _load_file(path: Path, head: str | None, trust_pickle: bool) -> Potential:
 def _load_sevennet(path: Path, head: str | None) -> Potential:
     try:
         return SevenNetPotential.from_checkpoint(path, head)
-    except FinetuneError:
-        raise
-    except (AssertionError, *LOAD_ERRORS) as error:  # an older sevenn at options it does not know
+    except FinetuneError as error:
+        raise error if str(path) in str(error) else type(error)(f"{path}: {error}") from error
+    except Exception as error:  # an older sevenn at options it does not know, and what nobody ever meant
         raise CheckpointError(
             f"the installed sevenn cannot build the model of {path} ({error}); it may need another version of sevenn"
         ) from error
@@ -195,18 +197,18 @@ def _load_sevennet(path: Path, head: str | None) -> Potential:
 
 def _kind(path: Path) -> str:
     """``"sevenn"``, ``"mace"``, or what the file looks like; reads it without unpickling anything."""
-    with path.open("rb") as file:
-        start = file.read(1 << 16)
+    try:
+        with path.open("rb") as file:
+            start = file.read(1 << 16)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if not start:
         return "an empty file"
     if not zipfile.is_zipfile(path):
         return _kind_of_bytes(start)
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if any(name.endswith("/constants.pkl") for name in names):
-            return "a TorchScript file (a LAMMPS potential?), which cannot be trained"
-        pickles = [name for name in names if name.endswith("/data.pkl")]
-        content = archive.read(pickles[0]) if pickles else b""
+    names, content = read_pickle_bytes(path)
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "a TorchScript file (a LAMMPS potential?), which cannot be trained"
     if b"model_state_dict" in content:
         return "sevenn"
     if b"mace.modules" in content:
@@ -259,6 +261,11 @@ def _places(info: ModelInfo) -> list[tuple[Path, Availability]]:
     return [*shipped, (cache / info.file, "cached")]
 
 
+def _is_shipped(info: ModelInfo, path: Path) -> bool:
+    """Whether a file came with the installed backend, so that loading it runs installed code."""
+    return (path, "shipped") in _places(info)
+
+
 def _with_availability(info: ModelInfo) -> ModelInfo:
     if info.availability == "unsupported":
         return info
@@ -268,17 +275,3 @@ def _with_availability(info: ModelInfo) -> ModelInfo:
         if path.is_file():
             return dataclasses.replace(info, availability=availability)
     return dataclasses.replace(info, availability="unsupported" if info.url is None else "download")
-
-
-def _download(url: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, part.open("wb") as file:  # noqa: S310  # our URLs
-            shutil.copyfileobj(answer, file)
-        with part.open("rb") as file:
-            if _kind_of_bytes(file.read(1 << 10)).startswith("a web page"):
-                raise OSError("the server sent a web page instead: is there a proxy or a login in between?")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)

@@ -18,8 +18,10 @@ from ase_finetune.errors import CheckpointError, InputError
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials.arrangement import Arrangement, arrange, in_chunks
 from ase_finetune.potentials.base import Potential, choose_head, plain_values
+from ase_finetune.potentials.bounds import BoundedBuild, check_numbers
 from ase_finetune.potentials.convolution import FusedConvolutions
-from ase_finetune.potentials.imports import LOAD_ERRORS, import_backend, safe_globals
+from ase_finetune.potentials.imports import import_backend
+from ase_finetune.potentials.torch_files import load_torch_file, write_torch_file
 
 _INSTALL = "'ase_finetune[sevenn]'"
 
@@ -105,16 +107,15 @@ class SevenNetPotential(Potential):
             If the file is corrupt or not a SevenNet checkpoint.
         """
         content = _load_checkpoint(path)
-        missing = {"config", "model_state_dict"} - set(content)
-        if missing:
-            raise CheckpointError(f"{path} is not a SevenNet checkpoint: it lacks {', '.join(sorted(missing))}")
-        version = str(content["config"].get("version", "0"))
+        config, state = content["config"], content["model_state_dict"]
+        version = str(config.get("version", "0"))
         if sorts_weights(version) and not sorts_weights(_installed_version()):
             raise CheckpointError(
                 f"{path} was written with sevenn {version}, whose order of weights the installed "
                 f"sevenn {_installed_version()} does not know; install sevenn >= 0.11"
             )
-        native, config = _build(content["config"], content["model_state_dict"])
+        with BoundedBuild(state, path):
+            native, config = _build(config, state)
         return cls(native, config, head)
 
     def atomic_energies(self, graph: AtomGraph, edge_index: Tensor, vectors: Tensor) -> Tensor:
@@ -212,7 +213,7 @@ class SevenNetPotential(Potential):
             "time": "exported",
             "hash": "exported",
         }
-        torch.save(content, path)
+        write_torch_file(path, content)
 
 
 def _tensor_products(native: nn.Module) -> dict[str, nn.Module]:
@@ -259,14 +260,16 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
         for function in ("_reconstruct", "scalar")
         for module in ("numpy.core.multiarray", "numpy._core.multiarray")
     ]
-    try:
-        with safe_globals(numpy_globals):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except LOAD_ERRORS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} is not a readable SevenNet checkpoint: {reason}") from error
+    content = load_torch_file(path, "SevenNet checkpoint", numpy_globals)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a SevenNet checkpoint: it holds a {type(content).__name__}")
+    for name in ("config", "model_state_dict"):
+        if not isinstance(content.get(name), dict):
+            raise CheckpointError(f"{path} is not a SevenNet checkpoint: it lacks {name}")
+    for name, value in content["model_state_dict"].items():
+        if not isinstance(value, Tensor) or not value.isfinite().all():
+            raise CheckpointError(f"{path} is damaged: {name!r} is not a tensor of finite numbers")
+    check_numbers({key: content["config"][key] for key in _MODEL_KEYS if key in content["config"]}, path)
     return content
 
 

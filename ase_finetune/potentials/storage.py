@@ -1,38 +1,50 @@
 """Potentials on disk without code in them: a folder with JSON and safetensors.
 
-``potential.json`` says what the potential is, ``weights.safetensors`` holds the native module's
-tensors. Loading rebuilds the module with the installed backend: nothing of the file is executed.
+``potential.json`` says what the potential is and which file holds the native module's tensors. Loading rebuilds
+the module with the installed backend: nothing of the files is executed.
+
+The file with the weights is called after its content and written first, then ``potential.json`` is put in place
+at once, then earlier weights are removed. Whenever a save is killed, either the earlier or the new potential loads.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
-import json
-import shutil
-import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ase_finetune.errors import CheckpointError, FinetuneError, InputError, OutputExistsError
+from ase_finetune.files import (
+    file_hash,
+    is_there,
+    make_folder,
+    read_safetensors,
+    remove_parts,
+    to_json,
+    write_bytes,
+    write_text,
+)
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials.backends import BACKENDS, backend_class
 from ase_finetune.potentials.base import Potential
-from ase_finetune.potentials.imports import LOAD_ERRORS
+from ase_finetune.potentials.bounds import BoundedBuild, check_numbers
+from ase_finetune.potentials.formats import (
+    CONFIG_FILE,
+    is_leftover,
+    is_weights,
+    read_description,
+    weights_name,
+    write_description,
+)
 from ase_finetune.version import __version__
-
-CONFIG_FILE = "potential.json"
-WEIGHTS_FILE = "weights.safetensors"
-FORMAT_VERSION = 1
 
 _DTYPES = {"torch.float32": "float32", "torch.float64": "float64"}
 _described: set[str] = set()  # architectures that were seen to rebuild in this process
@@ -58,7 +70,7 @@ def save_potential(
 ) -> None:
     """Write a potential as a folder that :func:`load_potential_dir` loads, bit for bit.
 
-    The folder appears under its name only when it is complete.
+    At any moment the folder holds a whole potential, the earlier or the new one.
 
     Parameters
     ----------
@@ -69,7 +81,8 @@ def save_potential(
     metadata
         Anything JSON can hold: origin, configuration, errors, reference offsets.
     overwrite
-        Replace an earlier potential there; other files in the folder stay.
+        Replace an earlier potential there; other files in the folder stay. What a killed save left behind
+        needs no permission.
 
     Raises
     ------
@@ -78,7 +91,9 @@ def save_potential(
     CheckpointError
         If the potential's architecture cannot be described, so that the file would not load.
     InputError
-        If the metadata is not JSON-able, or the folder cannot be written.
+        If the metadata is not JSON-able.
+    OutputError
+        If the folder cannot be written; an earlier potential there is as it was.
     """
     path = Path(path)
     _check_target(path, overwrite)
@@ -87,27 +102,23 @@ def save_potential(
     architecture = potential.architecture()
     state = _state(potential)
     _check_rebuilds(potential, architecture, state)
+    weights = save(state)
+    digest = hashlib.sha256(weights).hexdigest()
     content = {
-        "format_version": FORMAT_VERSION,
         "backend": potential.backend,
         "head": potential.head,
         "dtype": _DTYPES[str(potential.dtype)],
         "architecture": architecture,
         "metadata": metadata or {},
         "versions": _versions(),
+        "weights_file": weights_name(digest),
+        "weights_sha256": digest,
     }
-    _to_json(content, "metadata")  # before anything is written
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-            new = Path(scratch) / "new"
-            new.mkdir()
-            save_file(state, new / WEIGHTS_FILE)
-            content["weights_sha256"] = _file_hash(new / WEIGHTS_FILE)
-            (new / CONFIG_FILE).write_text(_to_json(content, "metadata"), encoding="utf-8")
-            _swap(new, path, Path(scratch) / "old")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write the potential to {path}: {error}") from error
+    description = write_description(content)  # before anything is written
+    make_folder(path)
+    write_bytes(path / weights_name(digest), weights)
+    write_text(path / CONFIG_FILE, description)
+    _remove_earlier(path, weights_name(digest))
 
 
 def load_potential_dir(path: Path | str, *, head: str | None = None) -> tuple[Potential, dict[str, Any]]:
@@ -131,20 +142,23 @@ def load_potential_dir(path: Path | str, *, head: str | None = None) -> tuple[Po
         message names the file.
     """
     path = Path(path)
-    content = _read_config(path / CONFIG_FILE)
-    state = _read_weights(path / WEIGHTS_FILE, content["weights_sha256"])
+    origin = path / CONFIG_FILE
+    content = read_description(origin)
+    architecture = content["architecture"]
+    check_numbers(architecture, origin)
+    state = _read_weights(path / content["weights_file"], content["weights_sha256"])
     head = content["head"] if head is None else head
     try:
-        potential = _rebuild(content["backend"], content["architecture"], head, getattr(torch, content["dtype"]))
-    except FinetuneError:
-        raise
-    except (AssertionError, *LOAD_ERRORS) as error:  # whatever a backend of another version raises
+        with BoundedBuild(state, origin):
+            potential = _rebuild(content["backend"], architecture, head, getattr(torch, content["dtype"]))
+        state = potential.convert_state(state, architecture)
+    except FinetuneError as error:
+        raise error if str(origin) in str(error) else type(error)(f"{origin}: {error}") from error
+    except Exception as error:  # whatever a backend, perhaps of another version, stumbles over
         written = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-        raise CheckpointError(
-            f"{path / CONFIG_FILE} does not rebuild here ({error}); written with {written}"
-        ) from error
-    state = potential.convert_state(state, content["architecture"])
-    _load_state(potential, state, path / WEIGHTS_FILE)
+        reason = (str(error) or type(error).__name__)[:500]
+        raise CheckpointError(f"{origin} does not rebuild here ({reason}); written with {written}") from error
+    _load_state(potential, state, path / content["weights_file"])
     metadata: dict[str, Any] = content["metadata"]
     return potential, metadata
 
@@ -184,7 +198,7 @@ def _check_rebuilds(potential: Potential, architecture: dict[str, Any], state: d
     """Refuse to write what would not load, or load as another model; once per architecture."""
     if potential.backend not in BACKENDS:
         raise InputError(f"backend {potential.backend!r} is not registered in ase_finetune.potentials.backends")
-    key = potential.backend + _to_json(architecture, "architecture")
+    key = potential.backend + to_json(architecture, "architecture")
     if key in _described:
         return
     clone = _rebuild(potential.backend, architecture, potential.head, potential.dtype)
@@ -207,7 +221,7 @@ def _probe(potential: Potential) -> AtomGraph:
 
 
 def _check_target(path: Path, overwrite: bool) -> None:
-    if not path.exists():
+    if not is_there(path) or (path.is_dir() and all(is_leftover(item) for item in path.iterdir())):
         return
     if not overwrite:
         raise OutputExistsError(f"{path} exists; pass overwrite=True to replace it, or choose another name")
@@ -215,75 +229,26 @@ def _check_target(path: Path, overwrite: bool) -> None:
         raise OutputExistsError(f"{path} exists and is not a saved potential (no {CONFIG_FILE}): it is not replaced")
 
 
-def _swap(new: Path, path: Path, old: Path) -> None:
-    if path.exists():
-        for other in path.iterdir():
-            if other.name not in (CONFIG_FILE, WEIGHTS_FILE):
-                copy = partial(shutil.copytree, symlinks=True) if other.is_dir() else shutil.copy2
-                copy(other, new / other.name)
-        path.rename(old)
-    try:
-        new.rename(path)
-    except OSError:
-        if old.exists():
-            old.rename(path)
-        raise
-
-
-def _to_json(content: Any, what: str) -> str:
-    def plain(value: Any) -> Any:
-        if isinstance(value, (np.ndarray, np.generic, Tensor)):
-            return value.tolist()
-        if isinstance(value, Path):
-            return str(value)
-        raise InputError(f"{what} holds a {type(value).__name__}, which JSON cannot: {value!r}")
-
-    try:
-        return json.dumps(content, indent=1, default=plain)
-    except TypeError as error:  # keys that are not strings or numbers
-        raise InputError(f"{what} cannot be written as JSON: {error}") from error
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} is not a saved potential: it lacks {path.name}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    needed = {"format_version", "backend", "head", "dtype", "architecture", "metadata", "versions", "weights_sha256"}
-    missing = needed - set(content) if isinstance(content, dict) else needed
-    if missing:
-        raise CheckpointError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
-    if content["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {content['format_version']}, this ase_finetune ({__version__}) reads "
-            f"{FORMAT_VERSION}; it was written by ase_finetune {content['versions'].get('ase_finetune')}"
-        )
-    if content["dtype"] not in _DTYPES.values():
-        raise CheckpointError(f"{path} is damaged: unknown dtype {content['dtype']!r}")
-    config: dict[str, Any] = content
-    return config
+def _remove_earlier(path: Path, current: str) -> None:
+    # What cannot be removed only takes space: the description names its weights.
+    with contextlib.suppress(OSError):
+        for file in path.iterdir():
+            if is_weights(file) and file.name != current:
+                file.unlink(missing_ok=True)
+    remove_parts(path, "weights*.safetensors")
+    remove_parts(path, CONFIG_FILE)
 
 
 def _read_weights(path: Path, expected_hash: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path.parent} is not complete: it lacks {path.name}")
-    if _file_hash(path) != expected_hash:
-        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {CONFIG_FILE}")
     try:
-        state: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    return state
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        found = file_hash(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if found != expected_hash:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {CONFIG_FILE}")
+    return read_safetensors(path)[1]
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from ase_finetune.continual import (
     EWCPenalty,
+    FisherInformation,
     empirical_fisher,
     gaussian_fisher,
     load_anchor,
@@ -98,7 +99,7 @@ def test_missing_file(tmp_path, name):
 def test_corrupt_file(tmp_path, content, suffix):
     path = tmp_path / f"fisher{suffix}"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=re.escape(str(path)) + " is not a readable"):
+    with pytest.raises(CheckpointError, match=re.escape(str(path)) + " is (not a readable|damaged)"):
         load_fisher(path)
 
 
@@ -107,14 +108,35 @@ def test_file_that_was_cut_off(saved, length):
     _, path = saved
     content = path.read_bytes()
     path.write_bytes(content[: int(length * len(content))])
-    with pytest.raises(CheckpointError, match="not a readable Fisher file"):
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_fisher(path)
+
+
+@pytest.mark.parametrize("value", [torch.tensor([1.0, float("nan")]), torch.tensor([float("inf")]), torch.tensor([1])])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_values_that_are_no_finite_numbers(tmp_path, value, suffix):
+    path = tmp_path / f"fisher{suffix}"
+    if suffix == ".pt":
+        torch.save({"depth": value}, path)
+    else:
+        save_fisher(FisherInformation({"depth": value}, {}), path, model_hash="", data_hash="")
+    with pytest.raises(CheckpointError, match=rf"{path} is damaged: 'depth' is not a tensor of finite numbers"):
+        load_fisher(path)
+
+
+def test_changed_byte(saved):
+    _, path = saved
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{path} is damaged: its SHA-256"):
         load_fisher(path)
 
 
 def test_foreign_safetensors(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file({"a": torch.ones(2)}, path)
-    with pytest.raises(CheckpointError, match="not Fisher information of this package"):
+    with pytest.raises(CheckpointError, match="not a fisher-2 file of this package"):
         load_fisher(path)
 
 

@@ -5,6 +5,7 @@ import torch
 from ase.build import molecule
 
 from ase_finetune.continual import pseudo_label, replay
+from ase_finetune.files import read_sealed, write_sealed
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials.batched import predict_many
 from ase_finetune.potentials.mace import MACEPotential
@@ -99,6 +100,30 @@ def test_torn_file_is_only_a_miss(potential, structures, counted, tmp_path, cont
     assert counted == [4, 4]
     assert same_labels(first, second)
     assert file.read_bytes() == whole
+
+
+def changed_labels(labels):
+    """Whole files that are not the labels of these structures."""
+    yield {name: value for name, value in labels.items() if name != "stress"}
+    yield labels | {"charges": torch.zeros(2)}
+    yield labels | {"forces": labels["forces"][:-1]}
+    yield labels | {"energy": labels["energy"].repeat(2)}
+    yield labels | {"stress": labels["stress"][:, :3]}
+    yield labels | {"energy": torch.full_like(labels["energy"], float("nan"))}
+    yield labels | {"forces": labels["forces"].long()}
+
+
+def test_labels_of_something_else_are_a_miss(potential, structures, counted, tmp_path):
+    graphs = bare(structures, potential)
+    first = pseudo_label(potential, graphs, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    labels, _ = read_sealed(file, kind="labels-1")
+    for number, changed in enumerate(changed_labels(labels), start=2):
+        write_sealed(file, changed, {}, kind="labels-1")
+        assert same_labels(pseudo_label(potential, graphs, cache=tmp_path), first)
+        assert len(counted) == number
+    assert same_labels(pseudo_label(potential, graphs, cache=tmp_path), first)
+    assert len(counted) == number
 
 
 def test_cache_that_cannot_be_written_costs_only_time(potential, structures, counted, tmp_path):

@@ -123,7 +123,7 @@ def test_ids_of_one_end_only_are_listed():
 
 def test_without_ids_there_must_be_as_many():
     initial, relaxed = ends(4, key=None)
-    with pytest.raises(DataError, match=r"relaxations: 4 initial and 3 relaxed structures; without ids"):
+    with pytest.raises(DataError, match=r"relaxations \(list\): 4 initial and 3 relaxed structures; without ids"):
         read_pairs((initial, relaxed[:3]))
 
 

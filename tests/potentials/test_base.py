@@ -393,7 +393,7 @@ class TestMorse:
         assert predict(STRUCTURES["molecule"], potential).energy.item() == pytest.approx(before + 1.0, abs=1e-10)
 
     def test_wrong_arguments(self):
-        with pytest.raises(InputError, match="cutoff must be positive, got 0"):
+        with pytest.raises(InputError, match="cutoff must be positive and finite, got 0"):
             MorsePotential([14], cutoff=0)
         with pytest.raises(InputError, match="width has 3 values for 2 elements"):
             MorsePotential([8, 14], width=[1, 2, 3])

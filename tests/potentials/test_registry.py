@@ -16,7 +16,7 @@ from ase_finetune.errors import (
     UnknownModelError,
     UntrustedFileError,
 )
-from ase_finetune.potentials import MorsePotential, list_models, load_potential, registry, save_potential
+from ase_finetune.potentials import MorsePotential, downloads, list_models, load_potential, registry, save_potential
 from ase_finetune.potentials.catalog import CATALOG
 from ase_finetune.potentials.mace import MACEPotential
 from ase_finetune.potentials.registry import find_model, locate_model
@@ -35,7 +35,7 @@ def caches(tmp_path, monkeypatch):
     def offline(url, timeout):
         raise urllib.error.URLError("no route to host")
 
-    monkeypatch.setattr(registry.urllib.request, "urlopen", offline)
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", offline)
     if not helpers.HAS_MACE:
         monkeypatch.setattr(registry, "_package", lambda _: tmp_path / "site-packages")
     return tmp_path
@@ -165,16 +165,8 @@ def test_model_without_download(caches, monkeypatch):
         locate_model("7net-mf-0")
 
 
-def test_download(caches, monkeypatch):
-    monkeypatch.setattr(registry.urllib.request, "urlopen", lambda url, **_: io.BytesIO(b"PK" + url.encode()))
-    path = locate_model("mace-off23-small")
-    assert path == caches / "xdg" / "mace" / "MACE-OFF23_small.model"
-    assert path.read_bytes().endswith(b"MACE-OFF23_small.model")
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
 def test_download_of_a_login_page(caches, monkeypatch):
-    monkeypatch.setattr(registry.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"<html>Please log in"))
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"<html>Please log in"))
     with pytest.raises(ModelNotAvailableError, match="web page"):
         locate_model("mace-off23-small")
     assert list((caches / "xdg" / "mace").iterdir()) == []
@@ -246,15 +238,6 @@ def test_mace_file_needs_trust(tiny_mace, tmp_path):
     with pytest.raises(UntrustedFileError, match="trust_pickle=True"):
         load_potential(tmp_path / "own.model")
     assert load_potential(tmp_path / "own.model", trust_pickle=True)[0].backend == "mace"
-
-
-@pytest.mark.mace
-def test_mace_by_name_is_trusted(tiny_mace, caches):
-    path = caches / "xdg" / "mace" / "MACEOFF23_small.model"
-    path = registry._places(find_model("mace-off23-small"))[-1][0]
-    path.parent.mkdir(parents=True)
-    MACEPotential(tiny_mace()).save_native(path)
-    assert load_potential("mace-off23-small")[0].backend == "mace"
 
 
 @pytest.mark.parametrize(

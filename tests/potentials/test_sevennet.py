@@ -314,7 +314,7 @@ class TestFilesThatAreNone:
     def test_foreign(self, tmp_path):
         path = tmp_path / "foreign.pth"
         torch.save({"state_dict": {"weight": torch.ones(3)}}, path)
-        with pytest.raises(CheckpointError, match="it lacks config, model_state_dict"):
+        with pytest.raises(CheckpointError, match="it lacks config"):
             SevenNetPotential.from_checkpoint(path)
         torch.save([1, 2], path)
         with pytest.raises(CheckpointError, match="it holds a list"):

@@ -8,18 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ase_finetune.errors import CheckpointError, InputError, OutputExistsError
+from ase_finetune.errors import CheckpointError, InputError, OutputError, OutputExistsError
+from ase_finetune.files import file_hash
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials import MorsePotential, save_potential
 from ase_finetune.potentials.backends import backend_class
+from ase_finetune.potentials.formats import _UPGRADES, CONFIG_FILE, FORMAT_VERSION, write_description
 from ase_finetune.potentials.mace import MACEPotential
-from ase_finetune.potentials.storage import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    _file_hash,
-    load_potential_dir,
-    potential_hash,
-)
+from ase_finetune.potentials.storage import load_potential_dir, potential_hash
 from tests import helpers
 
 METADATA = {"base_model": "x", "reference_offsets": {"Si": 0.1}, "errors": [1, 2.5, None]}
@@ -46,15 +42,22 @@ def assert_equal_potentials(one, two):
 
 
 def edit(path: Path, **changes):
-    config = json.loads((path / CONFIG_FILE).read_text())
-    (path / CONFIG_FILE).write_text(json.dumps(config | changes))
+    """Change the description as somebody would who also makes its own SHA-256 right."""
+    content = json.loads((path / CONFIG_FILE).read_text()) | changes
+    text = write_description({name: value for name, value in content.items() if name != "sha256"})
+    (path / CONFIG_FILE).write_text(text)
+
+
+def weights_of(path: Path) -> Path:
+    return path / json.loads((path / CONFIG_FILE).read_text())["weights_file"]
 
 
 def test_round_trip(morse, saved):
     potential, metadata = load_potential_dir(saved)
     assert_equal_potentials(potential, morse)
     assert metadata == METADATA
-    assert {path.name for path in saved.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
+    assert {path.name for path in saved.iterdir()} == {CONFIG_FILE, weights_of(saved).name}
+    assert weights_of(saved).name == f"weights-{file_hash(weights_of(saved))[:12]}.safetensors"
     assert [path.name for path in saved.parent.iterdir()] == ["saved"]
 
 
@@ -79,7 +82,7 @@ def test_round_trip_of_sevennet(tiny_sevennet, tmp_path, dtype):
 
 def test_files_hold_no_code(saved):
     assert json.loads((saved / CONFIG_FILE).read_text())["backend"] == "morse"
-    assert load_file(saved / WEIGHTS_FILE)["depth"].tolist() == pytest.approx([0.3, 1.1])
+    assert load_file(weights_of(saved))["depth"].tolist() == pytest.approx([0.3, 1.1])
 
 
 def test_existing_output_stays(morse, saved):
@@ -109,35 +112,29 @@ def test_overwrite_spares_what_is_no_potential(morse, tmp_path):
         save_potential(morse, tmp_path / "thesis.tex", overwrite=True)
 
 
-def test_failed_write_leaves_the_old_one(morse, saved, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("ase_finetune.potentials.storage.save_file", fail)
-    with pytest.raises(InputError, match=r"cannot write .* disk full"):
-        save_potential(MorsePotential([8]), saved, overwrite=True)
-    assert load_potential_dir(saved)[0].numbers == (1, 14)
-    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
-
-
-def test_failed_swap_puts_the_old_one_back(saved, monkeypatch):
-    rename = Path.rename
-
-    def fail(self, target):
-        if self.name == "new":
-            raise OSError("quota exceeded")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(InputError, match="quota exceeded"):
-        save_potential(MorsePotential([8]), saved, overwrite=True)
-    assert load_potential_dir(saved)[0].numbers == (1, 14)
-
-
 def test_unwritable_place(morse, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write the potential to"):
+    with pytest.raises(OutputError, match="cannot be made"):
         save_potential(morse, tmp_path / "file" / "saved")
+
+
+def test_earlier_weights_and_leftovers_go(saved):
+    before = weights_of(saved)
+    (saved / f".{CONFIG_FILE}.{'0' * 12}.part").write_text("{")
+    save_potential(MorsePotential([8]), saved, overwrite=True)
+    assert not before.exists()
+    assert {path.name for path in saved.iterdir()} == {CONFIG_FILE, weights_of(saved).name}
+
+
+@pytest.mark.parametrize(
+    "leftovers", [(), ("weights-0123456789ab.safetensors",), (".potential.json.0123456789ab.part",)]
+)
+def test_what_a_killed_save_left_is_no_obstacle(morse, tmp_path, leftovers):
+    for name in leftovers:
+        (tmp_path / name).write_text("torn")
+    save_potential(morse, tmp_path)
+    assert load_potential_dir(tmp_path)[0].numbers == (1, 14)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_metadata_of_numpy_and_torch(morse, tmp_path):
@@ -192,16 +189,16 @@ def test_no_folder(tmp_path):
 
 
 def test_no_weights(saved):
-    (saved / WEIGHTS_FILE).unlink()
-    with pytest.raises(CheckpointError, match=r"lacks weights\.safetensors"):
+    weights_of(saved).unlink()
+    with pytest.raises(CheckpointError, match=r"lacks weights-\w+\.safetensors"):
         load_potential_dir(saved)
 
 
 def test_flipped_bit(saved):
-    content = bytearray((saved / WEIGHTS_FILE).read_bytes())
+    content = bytearray(weights_of(saved).read_bytes())
     content[-1] ^= 1
-    (saved / WEIGHTS_FILE).write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"weights\.safetensors is damaged: its SHA-256"):
+    weights_of(saved).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"weights-\w+\.safetensors is damaged: its SHA-256"):
         load_potential_dir(saved)
 
 
@@ -210,8 +207,22 @@ def test_torn_description(saved):
     with pytest.raises(CheckpointError, match=r"potential\.json is damaged"):
         load_potential_dir(saved)
     (saved / CONFIG_FILE).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"potential\.json is damaged: it lacks its format_version"):
+        load_potential_dir(saved)
+    (saved / CONFIG_FILE).write_text('{"format_version": 1}')
     with pytest.raises(CheckpointError, match=r"potential\.json is damaged: it lacks architecture, backend"):
         load_potential_dir(saved)
+
+
+def test_changed_byte_in_the_description(saved):
+    text = (saved / CONFIG_FILE).read_text()
+    (saved / CONFIG_FILE).write_text(text.replace("2.5", "2.6"))
+    with pytest.raises(CheckpointError, match=r"potential\.json is damaged: its content was changed"):
+        load_potential_dir(saved)
+
+
+def test_description_without_an_upgrade_in_between():
+    assert sorted(_UPGRADES) == list(range(1, FORMAT_VERSION))
 
 
 @pytest.mark.parametrize(
@@ -225,6 +236,8 @@ def test_torn_description(saved):
 )
 def test_description_that_does_not_fit(saved, changes, message):
     edit(saved, **changes)
+    if "format_version" in changes:  # which is not ours to seal
+        (saved / CONFIG_FILE).write_text(json.dumps(json.loads((saved / CONFIG_FILE).read_text()) | changes))
     with pytest.raises(CheckpointError, match=message):
         load_potential_dir(saved)
 
@@ -238,10 +251,10 @@ def test_description_that_does_not_fit(saved, changes, message):
     ],
 )
 def test_tensors_that_do_not_fit(saved, changes, message):
-    state = {name: value for name, value in (load_file(saved / WEIGHTS_FILE) | changes).items() if value is not None}
-    save_file(state, saved / WEIGHTS_FILE)
-    edit(saved, weights_sha256=_file_hash(saved / WEIGHTS_FILE))
-    with pytest.raises(CheckpointError, match=rf"weights\.safetensors does not fit the model: it {message}"):
+    state = {name: value for name, value in (load_file(weights_of(saved)) | changes).items() if value is not None}
+    save_file(state, weights_of(saved))
+    edit(saved, weights_sha256=file_hash(weights_of(saved)))
+    with pytest.raises(CheckpointError, match=rf"weights-\w+\.safetensors does not fit the model: it {message}"):
         load_potential_dir(saved)
 
 

@@ -1,0 +1,1 @@
+"""Soak checks: dynamics, memory, versions. ``python -m benchmarks.reliability.md --data FOLDER``."""
