@@ -1,4 +1,4 @@
-"""The command line: ``ase-finetune fit | evaluate | models | export``."""
+"""The command line: ``ase-finetune fit | evaluate | models | export | doctor``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ase_finetune.analysis.doctor import doctor
 from ase_finetune.analysis.evaluation import evaluate_calculator, evaluation_table
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.data import read_frames
@@ -38,6 +39,7 @@ def build_parser() -> ArgumentParser:
     commands.add_subcommand("evaluate", _evaluate_parser(), help="errors of a model on labelled frames")
     commands.add_subcommand("models", _models_parser(), help="list the pretrained models")
     commands.add_subcommand("export", _export_parser(), help="write the backend's own checkpoint")
+    commands.add_subcommand("doctor", _doctor_parser(), help="what is installed, what works, and what mends the rest")
     return parser
 
 
@@ -81,6 +83,14 @@ def _export_parser() -> ArgumentParser:
     parser.add_argument("path", type=str, help="file to write: .pth for SevenNet, .model for MACE")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     _add_model_options(parser)
+    return parser
+
+
+def _doctor_parser() -> ArgumentParser:
+    parser = _Parser(
+        description="Versions, backends, devices, models and a short self-test; 0 if it can be worked with."
+    )
+    parser.add_argument("--self_test", type=bool, default=True, help="try each backend for some seconds")
     return parser
 
 
@@ -131,6 +141,12 @@ def _export(options: Namespace) -> None:
     print(f"written to {options.path}")
 
 
+def _doctor(options: Namespace) -> int:
+    report = doctor(self_test=options.self_test)
+    print(report)
+    return 0 if report.ok else 1
+
+
 def _calculator(options: Namespace, processes: Processes = ALONE) -> FinetunedCalculator:
     return FinetunedCalculator(
         options.model,
@@ -141,21 +157,20 @@ def _calculator(options: Namespace, processes: Processes = ALONE) -> FinetunedCa
     )
 
 
-_COMMANDS = {"fit": _fit, "evaluate": _evaluate, "models": _models, "export": _export}
+_COMMANDS = {"fit": _fit, "evaluate": _evaluate, "models": _models, "export": _export, "doctor": _doctor}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0, or 1 after an error that was told in one line."""
+    """Run the command line; returns 0, or 1 after an error that was told in one line or an ill doctor's report."""
     options = build_parser().parse_args(None if arguments is None else list(arguments))
     try:
-        _COMMANDS[options.command](options[options.command])
+        return _COMMANDS[options.command](options[options.command]) or 0
     except FinetuneError as error:
         if options.debug:
             traceback.print_exc()
         else:
             print(f"ase-finetune: error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":
