@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]  # a public one
 
 from ase_finetune.analysis.doctor import doctor
 from ase_finetune.analysis.evaluation import evaluate_calculator, evaluation_table
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.data import read_frames
-from ase_finetune.errors import FinetuneError
+from ase_finetune.errors import FinetuneError, RunStoppedError
 from ase_finetune.finetuning import finetune
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.parallel import ALONE, Processes, launched
@@ -24,6 +28,37 @@ from ase_finetune.version import __version__
 
 # An abbreviated option would come to mean another one with the next option that is added.
 _Parser = functools.partial(ArgumentParser, allow_abbrev=False)
+
+
+class _ConfigFile(ActionConfigFile):
+    """A YAML file of options and nothing else: it may come from somebody else."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            _check_plain(yaml.safe_load(Path(values).read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError, yaml.YAMLError, RecursionError) as error:
+            parser.error(f"the config file {values} cannot be used: {' '.join(str(error).split())}")
+        super().__call__(parser, namespace, values, option_string)  # type: ignore[no-untyped-call]
+
+
+def _check_plain(content: object) -> None:
+    """Refuse names of classes, which jsonargparse would import, and so run, before it finds them out of place."""
+    if not isinstance(content, dict):
+        raise TypeError("it holds no options by name")
+    todo: list[tuple[object, int]] = [(content, 0)]
+    for count in itertools.count():
+        if not todo:
+            return
+        value, depth = todo.pop()
+        # Aliases of YAML make a few lines stand for more values than fit into memory.
+        if depth > 10 or count > 10_000:
+            raise ValueError("it is nested too deeply, or too long")
+        if isinstance(value, dict):
+            if "class_path" in value:
+                raise ValueError("class_path is no option here")
+            todo += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, list):
+            todo += [(item, depth + 1) for item in value]
 
 
 def build_parser() -> ArgumentParser:
@@ -45,10 +80,13 @@ def build_parser() -> ArgumentParser:
 
 def _fit_parser() -> ArgumentParser:
     parser = _Parser(description="Example: ase-finetune fit 7net-0 frames.extxyz --output runs/mine --epochs 20")
-    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_argument("--config", action=_ConfigFile, help="YAML file with any of these options")
     parser.add_argument("model", type=str, help="name, saved folder or checkpoint")
     parser.add_argument("train", type=str | None, nargs="?", help="labelled frames, any format ASE reads")
-    parser.add_argument("--output", type=str, required=True, help="folder for the result; must not exist or be empty")
+    parser.add_argument("--output", type=str, required=True, help="folder for the result, new or empty")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in the output folder, if there is one"
+    )
     parser.add_argument("--valid", type=float | str, default=0.1, help="fraction to hold out, or a file")
     parser.add_argument(
         "--relaxations",
@@ -112,6 +150,7 @@ def _fit(options: Namespace) -> None:
         valid_relaxations=options.valid_relaxations,
         replay=options.replay,
         output=options.output,
+        resume=options.resume,
         head=options.head,
         verbose=not options.quiet,
         config=config,
@@ -161,16 +200,28 @@ _COMMANDS = {"fit": _fit, "evaluate": _evaluate, "models": _models, "export": _e
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0, or 1 after an error that was told in one line or an ill doctor's report."""
+    """Run the command line.
+
+    Returns
+    -------
+    0; 1 after an error, which is told in one line, or if the doctor finds nothing that works; 128 plus the number of
+    the signal that stopped it.
+    """
     options = build_parser().parse_args(None if arguments is None else list(arguments))
     try:
         return _COMMANDS[options.command](options[options.command]) or 0
+    except RunStoppedError as stopped:
+        print(f"ase-finetune: {str(stopped).replace('resume=True', 'the same command with --resume')}", file=sys.stderr)
+        return 128 + stopped.signal_number
     except FinetuneError as error:
         if options.debug:
             traceback.print_exc()
         else:
             print(f"ase-finetune: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("ase-finetune: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -51,5 +51,25 @@ class TrainingError(FinetuneError, RuntimeError):
     """Training that cannot go on, for example because losses are no longer finite."""
 
 
+class NotFiniteError(TrainingError):
+    """A loss or gradient that is NaN or infinite, so that no step can be made on it."""
+
+
+class RunStoppedError(FinetuneError, RuntimeError):
+    """A run that was stopped by a signal and can be resumed.
+
+    Parameters
+    ----------
+    message
+        Where the checkpoint is.
+    signal_number
+        Of the signal.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
 class ProcessError(FinetuneError, RuntimeError):
     """Another process of the same run stopped; the message says which and why."""

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ase_finetune.errors import InputError
 from ase_finetune.graphs import AtomGraph
+from ase_finetune.options import check_types
 from ase_finetune.potentials.base import Prediction
 
 #: 1 eV/Å³ in kbar.
@@ -45,8 +46,7 @@ class Loss:
     stress_weight: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.kind not in ("huber", "mse", "l1"):
-            raise InputError(f"loss {self.kind!r} is not known; use 'huber', 'mse' or 'l1'")
+        check_types(self, "loss.")
         if self.kind == "huber" and not self.huber_delta > 0:
             raise InputError(f"huber_delta must be positive, got {self.huber_delta}")
         weights = {"energy": self.energy_weight, "forces": self.forces_weight, "stress": self.stress_weight}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -89,6 +89,15 @@ class ErrorSums:
         sums = {name: self._sums[name] + value if name in self._sums else value for name, value in sums.items()}
         self._sums |= sums
         self._structures += structures
+
+    def state(self) -> dict[str, float]:
+        """The sums, JSON-able."""
+        return {"structures": self._structures, **{name: float(value) for name, value in self._sums.items()}}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Add what :meth:`state` gave."""
+        sums = {name: torch.tensor(float(value), dtype=torch.float64) for name, value in state.items()}
+        self._add(sums, structures=int(sums.pop("structures")))
 
     def errors(self, processes: Processes = ALONE) -> Errors:
         """The errors over all batches so far, of all processes."""

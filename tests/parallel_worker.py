@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from ase.db import connect
@@ -18,8 +21,10 @@ from torch import nn
 from ase_finetune import finetune
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.continual import empirical_fisher, gaussian_fisher
-from ase_finetune.errors import FinetuneError, TrainingError
-from ase_finetune.finetuning.optimizing import Piece, PieceLoss, Updater
+from ase_finetune.errors import FinetuneError, RunStoppedError, TrainingError
+from ase_finetune.finetuning.keeping import RunKeeper
+from ase_finetune.finetuning.training import Trainer
+from ase_finetune.finetuning.updating import Piece, PieceLoss, Updater
 from ase_finetune.losses import Loss
 from ase_finetune.metrics import evaluate
 from ase_finetune.optimize import relax
@@ -63,6 +68,30 @@ def fits(folder: Path, processes: Processes) -> dict[str, Any]:
     calc = finetune(morse.pretrained(), relaxations=pairs, valid_relaxations=0.4, method="bptt", bptt=bptt, **shared)
     history = [{k: v for k, v in row.items() if k != "seconds"} for row in calc.history]
     return found | {"bptt": {"history": history, "weights": weights(calc), "model": ""}}
+
+
+def resumed(folder: Path, processes: Processes) -> dict[str, Any]:
+    """A run of which one process is asked to stop in the middle of an epoch, and what it ends with when resumed."""
+    output = folder / "resumed"
+    options = METHODS["alternate"] | {"epochs": 2, "batch_size": 3, "monitor_size": 4, "learning_rate": 0.02}
+    options |= {"replay": OLD, "device": "cpu", "dtype": "float64", "output": output, "verbose": False}
+    original, made = RunKeeper.after_step, 0
+
+    def after_step(self: RunKeeper, trainer: Trainer) -> None:
+        nonlocal made
+        made += 1
+        if made == 6 and processes.rank == processes.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer)
+
+    with patch.object(RunKeeper, "after_step", after_step):
+        try:
+            finetune(morse.pretrained(), TRAIN, VALID, **options)
+        except RunStoppedError as stopped:
+            told = str(stopped)
+    calc = finetune(morse.pretrained(), TRAIN, VALID, resume=True, **options)
+    history = [{k: v for k, v in row.items() if k != "seconds"} for row in calc.history]
+    return {"told": told, "history": history, "weights": weights(calc)}
 
 
 def weights(calc: FinetunedCalculator) -> dict[str, list[float]]:
@@ -126,6 +155,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     processes = launched("cpu")
     result = {"size": processes.size, "fits": fits(folder, processes), "others": others(processes)}
+    result["resumed"] = resumed(folder, processes)
     if processes.size > 1:
         result["failures"] = failures(processes)
     digest = hashlib.sha256(json.dumps(result["fits"]).encode()).hexdigest()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,10 +13,11 @@ import pytest
 import yaml
 from ase.io import write
 
-from ase_finetune import FinetuneConfig, FinetunedCalculator, finetune, list_models
+from ase_finetune import FinetuneConfig, FinetunedCalculator, cli, finetune, list_models
 from ase_finetune.analysis import evaluate_calculator
 from ase_finetune.cli import build_parser, main
 from ase_finetune.data import read_frames
+from ase_finetune.finetuning.keeping import RunKeeper
 from ase_finetune.potentials import save_potential
 from ase_finetune.version import __version__
 from tests import morse
@@ -122,6 +125,70 @@ def test_fit_is_finetune(folder, capsys):
     assert FinetuneConfig.from_options(written["config"]) == FinetuneConfig.from_options(expected.metadata["config"])
 
 
+def test_a_stopped_fit_is_resumed(folder, capsys, monkeypatch):
+    original = RunKeeper.after_step
+
+    def after_step(self, trainer):
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer)
+
+    monkeypatch.setattr(RunKeeper, "after_step", after_step)
+    assert fit(folder, "--epochs", "1", "--quiet") == 128 + 15
+    told = capsys.readouterr()
+    assert "stopped by SIGTERM in epoch 1, 1 steps into it; the same command with --resume goes on" in told.err
+    assert "Traceback" not in told.err
+    monkeypatch.undo()
+    assert fit(folder, "--epochs", "1", "--quiet", "--resume") == 0
+    assert json.loads((folder / "run" / "run.json").read_text())["errors"]["best_epoch"] in (0, 1)
+
+
+def test_interrupted_before_training(folder, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "finetune", interrupt)
+    assert fit(folder) == 128 + 2
+    assert capsys.readouterr().err == "ase-finetune: interrupted\n"
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("loss: {class_path: trap.Loss}", "class_path is no option here"),
+        ("bptt:\n  loss: [{class_path: trap.Loss}]", "class_path is no option here"),
+        ("loss: !!python/object/apply:os.system ['touch executed']", "could not determine a constructor for the tag"),
+        ("model: !!python/name:trap.Loss", "could not determine a constructor"),
+        ("- epochs", "it holds no options by name"),
+        ("", "it holds no options by name"),
+        ("epochs: &a [*a]", "nested too deeply"),
+        (BOMB, "nested too deeply, or too long"),
+        ("epochs: [", "while parsing"),
+        ("\x00", "cannot be used"),
+    ],
+)
+def test_config_files_run_nothing(folder, capsys, monkeypatch, text, message):
+    """A module that can be imported is not, whatever a file of options says."""
+    (folder / "trap.py").write_text("from pathlib import Path\nPath('executed').touch()\nclass Loss: pass\n")
+    (folder / "options.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    with pytest.raises(SystemExit):
+        fit(folder, "--config", "options.yaml")
+    told = capsys.readouterr().err
+    assert "the config file options.yaml cannot be used: " in told
+    assert message in told
+    assert not (folder / "executed").exists()
+
+
+def test_config_file_that_is_not_there(folder, capsys):
+    with pytest.raises(SystemExit):
+        fit(folder, "--config", str(folder / "none.yaml"))
+    assert "No such file" in capsys.readouterr().err
+
+
 def test_fit_quietly(folder, capsys):
     assert fit(folder, "--quiet", "--epochs", "1", "--valid", "0.3", "--monitor_size", "1") == 0
     assert capsys.readouterr().out == ""
@@ -225,13 +292,13 @@ def test_the_options_are_those_of_the_config():
     assert FinetuneConfig.from_options(values) == FinetuneConfig()
     extra = set(options) - set(values)
     sources = {"model", "train", "valid", "relaxations", "valid_relaxations", "replay"}
-    assert extra == sources | {"config", "output", "head", "quiet"}
+    assert extra == sources | {"config", "output", "resume", "head", "quiet"}
 
 
 def test_no_replay(folder):
     options = ["--replay", "null", "--method", "naive", "--epochs", "1", "--quiet"]
     assert fit(folder, *options) == 0
-    assert json.loads((folder / "run" / "run.json").read_text())["data"]["replay"] == ""
+    assert json.loads((folder / "run" / "run.json").read_text())["data"].keys() == {"train", "valid"}
 
 
 def test_as_a_program():

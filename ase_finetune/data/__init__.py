@@ -1,6 +1,6 @@
 """Labelled frames: reading, checks, splits, reference energies and embedded replay structures."""
 
-from ase_finetune.data.checks import PredictionCheck, check_units, outliers
+from ase_finetune.data.checks import Outlier, PredictionCheck, check_units, find_outliers
 from ase_finetune.data.embedded import embedded_replay
 from ase_finetune.data.frames import Frame, FrameSet, read_frames
 from ase_finetune.data.lazy_graphs import LazyGraphs
@@ -17,6 +17,7 @@ __all__ = [
     "FrameSet",
     "GraphLoader",
     "LazyGraphs",
+    "Outlier",
     "Pair",
     "PairSet",
     "PairSource",
@@ -29,8 +30,8 @@ __all__ = [
     "check_units",
     "data_report",
     "embedded_replay",
+    "find_outliers",
     "fit_reference",
-    "outliers",
     "pair_report",
     "read_frames",
     "read_pairs",

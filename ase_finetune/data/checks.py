@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ase_finetune.data.frame import Frame
 from ase_finetune.data.frames import FrameSet
 from ase_finetune.data.unit_checks import UnitCheck
 from ase_finetune.errors import InputError
@@ -51,47 +51,47 @@ def check_units(
     return check.notes()
 
 
-def outliers(
-    frames: FrameSet,
-    predicted_energies: Sequence[float] | None = None,
-    predicted_forces: Sequence[FloatArray | None] | None = None,
-    *,
-    threshold: float = 20.0,
-) -> list[str]:
-    """Notes on frames whose labels are far from the predictions, compared with the other frames.
+@dataclass(frozen=True)
+class Outlier:
+    """A frame whose labels are far off: its position in the set, and why, in words that name it."""
 
-    Such frames are often unconverged or of another setting. They are told, never removed.
+    position: int
+    text: str
+
+
+def find_outliers(
+    frames: FrameSet,
+    *,
+    energy: Sequence[float] = (),
+    forces: Sequence[float] = (),
+    stress: Sequence[float] = (),
+    threshold: float = 20.0,
+) -> list[Outlier]:
+    """Frames whose labels are far from the predictions, compared with the other frames.
+
+    Such frames are often unconverged or of another setting.
 
     Parameters
     ----------
     frames
-        Labelled frames, with energies in the model's reference (see :func:`align`) if their
-        compositions vary.
-    predicted_energies
-        eV.
-    predicted_forces
-        (n, 3) of each frame in eV/Å.
+        Labelled frames.
+    energy, forces, stress
+        How far each frame is from the prediction: energy in eV/atom, with its sign and in the model's reference (see
+        :func:`align`) if compositions vary; largest force error in eV/Å; largest stress error in eV/Å³. ``nan`` where
+        there is no label.
     threshold
         In robust standard deviations (1.4826 times the median absolute deviation).
-
-    Raises
-    ------
-    InputError
-        If there are not as many predictions as frames.
     """
-    for given, what in ((predicted_energies, "energies"), (predicted_forces, "forces")):
-        if given is not None:
-            _check_length(frames, given, what)
-    check = PredictionCheck(frames)
-    for position, frame in enumerate(frames):
-        energy = None if predicted_energies is None else float(predicted_energies[position])
-        forces = None if predicted_forces is None else predicted_forces[position]
-        check.compare(position, frame, energy, forces)
-    return check.outliers(threshold)
+    # The floors keep sets that are fitted all but perfectly from raising alarms over nothing.
+    return [
+        *_far_off(frames, energy, 1e-3, threshold, "energy", "eV/atom from the median difference"),
+        *_far_off(frames, forces, 1e-2, threshold, "largest force error", "eV/Å from the median"),
+        *_far_off(frames, stress, 1e-3, threshold, "largest stress error", "eV/Å³ from the median"),
+    ]
 
 
 class PredictionCheck:
-    """:func:`check_units` and :func:`outliers` on predictions that come one at a time, in any order.
+    """Compares labels with predictions that come one at a time, in any order.
 
     Memory holds a few numbers per frame, and none of the frames or predictions.
 
@@ -104,14 +104,14 @@ class PredictionCheck:
     ----------
     energies
         Predicted energy of each frame in eV; ``nan`` where none has come.
+    force_errors, stress_errors
+        Largest error of each frame in eV/Å and eV/Å³; ``nan`` where there is no label or prediction.
     """
 
     def __init__(self, frames: FrameSet) -> None:
-        self.energies: list[float] = [math.nan] * len(frames)
+        self.energies, self.force_errors, self.stress_errors = ([math.nan] * len(frames) for _ in range(3))
         self._frames = frames
         self._units = UnitCheck(frames.name)
-        self._energy_errors: dict[int, float] = {}
-        self._force_errors: dict[int, float] = {}
 
     def add(
         self, position: int, energy: float, forces: FloatArray | None = None, stress: FloatArray | None = None
@@ -120,47 +120,36 @@ class PredictionCheck:
         frame = self._frames[position]
         self.energies[position] = energy
         self._units.add(frame, forces, stress)
-        self.compare(position, frame, energy, forces)
-
-    def compare(self, position: int, frame: Frame, energy: float | None, forces: FloatArray | None) -> None:
-        """Note how far labels of a frame are from the prediction, without judging units."""
-        if energy is not None and frame.energy is not None:
-            self._energy_errors[position] = (frame.energy - energy) / len(frame.atoms)
         if forces is not None and frame.forces is not None:
-            self._force_errors[position] = float(np.linalg.norm(frame.forces - forces, axis=1).max())
+            self.force_errors[position] = float(np.linalg.norm(frame.forces - forces, axis=1).max())
+        if stress is not None and frame.stress is not None:
+            self.stress_errors[position] = float(np.abs(frame.stress - stress).max())
 
     def notes(self) -> list[str]:
-        """Notes of :func:`check_units`, then of :func:`outliers`.
+        """As :func:`check_units`.
 
         Raises
         ------
         DataError
             As :func:`check_units`.
         """
-        return [*self._units.notes(), *self.outliers()]
-
-    def outliers(self, threshold: float = 20.0) -> list[str]:
-        """As :func:`outliers`."""
-        # The floors keep sets that are fitted all but perfectly from raising alarms over nothing.
-        energy = ("energy", "eV/atom from the median difference")
-        forces = ("largest force error", "eV/Å from the median")
-        return [
-            *_far_off(self._frames, self._energy_errors, 1e-3, threshold, *energy),
-            *_far_off(self._frames, self._force_errors, 1e-2, threshold, *forces),
-        ]
+        return self._units.notes()
 
 
 def _far_off(
-    frames: FrameSet, values: dict[int, float], floor: float, threshold: float, what: str, unit: str
-) -> list[str]:
-    if len(values) < 3:
+    frames: FrameSet, errors: Sequence[float], floor: float, threshold: float, what: str, unit: str
+) -> list[Outlier]:
+    positions = [position for position, error in enumerate(errors) if not math.isnan(error)]
+    if len(positions) < 3:
         return []
-    positions = sorted(values)
-    array = np.array([values[position] for position in positions])
+    array = np.array([errors[position] for position in positions])
     distance = array - np.median(array)
     spread = max(1.4826 * float(np.median(np.abs(distance))), floor)
     return [
-        f"{frames.describe(position)}: {what} {delta:+.3g} {unit}, {abs(delta) / spread:.0f} robust deviations"
+        Outlier(
+            position,
+            f"{frames.describe(position)}: {what} {delta:+.3g} {unit}, {abs(delta) / spread:.0f} robust deviations",
+        )
         for position, delta in zip(positions, distance, strict=True)
         if abs(delta) > threshold * spread
     ]

@@ -13,10 +13,12 @@ from ase_finetune.calculator import FinetunedCalculator, Model
 from ase_finetune.data import PairSource
 from ase_finetune.errors import InputError, TrainingError
 from ase_finetune.finetuning.config import FinetuneConfig
-from ase_finetune.finetuning.history import Log, comparison_table
+from ase_finetune.finetuning.context import Context
+from ase_finetune.finetuning.history import Log, comparison_table, header_line
+from ase_finetune.finetuning.keeping import RunKeeper
 from ase_finetune.finetuning.optimizing import unfreeze_parameters
+from ase_finetune.finetuning.prepared import Prepared
 from ase_finetune.finetuning.preparing import Frames
-from ase_finetune.finetuning.run_folder import RunFolder
 from ase_finetune.finetuning.stages import Sources, prepare
 from ase_finetune.finetuning.training import Trainer
 from ase_finetune.parallel import Processes, launched
@@ -35,6 +37,7 @@ def finetune(
     valid_relaxations: PairSource | float | None = 0.1,
     replay: Frames | None = "embedded",
     output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     head: str | None = None,
     verbose: bool = True,
     config: FinetuneConfig | None = None,
@@ -62,7 +65,11 @@ def finetune(
         Structures that stand for what must not be forgotten: ``"embedded"`` (a few hundred from MPtrj,
         labelled by the pretrained model), a path, a list of ``Atoms``, or ``None``.
     output
-        Folder for the result: the best model, ``history.csv``, ``run.json`` and ``log.txt``.
+        Folder for the result: the best model, ``history.csv``, ``run.json`` and ``log.txt``, and the checkpoints. A
+        run with a folder that is asked to stop (SIGINT, SIGTERM, SIGUSR1, ...) writes a checkpoint first.
+    resume
+        Go on with the run in ``output`` from its last checkpoint, as if it had not been interrupted, or start it if
+        there is none. Data and options have to be those it was started with.
     head
         Head or modality of models that have several.
     verbose
@@ -82,9 +89,15 @@ def finetune(
     InputError, DataError
         If an argument or the data cannot be used; the message names the culprit.
     OutputExistsError
-        If ``output`` holds something already.
+        If ``output`` holds something already, or another process is writing into it.
+    OutputError
+        If a file cannot be written, for example because the disk is full; the earlier ones are intact.
+    CheckpointError
+        If no checkpoint of the run to resume is readable.
+    RunStoppedError
+        If a signal asked the run to stop; it can be resumed.
     TrainingError
-        If the loss is no longer finite.
+        If losses or gradients are not finite in several steps in a row.
     ProcessError
         If another process of the same run stopped.
 
@@ -96,32 +109,64 @@ def finetune(
         raise InputError(f"give either config or single options, not both (got {', '.join(options)})")
     config = config or FinetuneConfig.from_options(options)
     _check_sources(train, relaxations, config)
+    if resume and output is None:
+        raise InputError("resume=True goes on with the run in an output folder: give output=folder")
     processes = launched(config.device)
-    folder = processes.on_first(lambda: None if output is None else RunFolder(Path(output)))
     log = Log(verbose and processes.is_first)
-    potential, base = _load(model, head, config, processes)
-    metadata = _describe_base(model, potential, base, config) | {"processes": processes.size}
     sources = Sources(train, valid, relaxations, valid_relaxations, replay)
-    run = prepare(potential, sources, config, log, metadata, processes)
-    processes.on_first(lambda: None if folder is None else folder.write_metadata(metadata))
+    if output is None:
+        return _run(_context(model, head, config, log, processes), sources, None)
+    with RunKeeper(Path(output), resume, log, config, processes) as keeper:
+        run = _context(model, head, config, log, processes, keeper.prepared())
+        calculator = _run(run, sources, keeper)
+        calculator.parameters["model"] = str(Path(output) / "model")
+        log(f"written to {output}: model, history.csv, run.json, log.txt; checkpoints are for resume=True")
+        keeper.write_result(calculator.potential)
+        return calculator
+
+
+def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedCalculator:
+    """Prepare the stages, train them one after the other, and conclude."""
+    metadata, potential = run.metadata, run.potential
+    stages = prepare(run, sources)
+    metadata["stages"] = []
+    state = None if keeper is None else keeper.begin(run)
     rows: list[dict[str, Any]] = []
-    for task in run.tasks:
-        if len(run.tasks) > 1:
-            log(f"stage: {task.name}")
-        trainer = Trainer(potential, task, run.replay, config, run.penalty, log, processes)
-        trainer.rows = rows
-        _fit(trainer, folder, metadata, log, processes)
-        metadata.setdefault("stages", []).append({"stage": task.name, **_conclude(trainer, log)})
+    for number, task in enumerate(stages.tasks):
+        done = len(metadata["stages"])
+        if number < done:
+            continue
+        if len(stages.tasks) > 1 and state is None:
+            run.log(f"stage: {task.name}")
+        trainer = Trainer(potential, task, stages.replay, run.config, stages.penalty, run.log, run.processes)
+        trainer.rows, trainer.keeper = rows, keeper
+        if state is not None:
+            trainer.load(state)
+            progress = trainer.progress
+            run.log(f"resumed in epoch {progress.epoch}, {progress.steps} steps into it")
+            if progress.epoch <= task.epochs:
+                run.log(header_line(task.columns))
+            state = None
+        _fit(trainer, keeper)
+        metadata["stages"].append({"stage": task.name, **_conclude(trainer, run.log)})
     metadata["errors"] = metadata["stages"][-1]
     unfreeze_parameters(potential, metadata["frozen"])
-    calculator = FinetunedCalculator(potential, device=str(potential.device), dtype=config.dtype)
+    calculator = FinetunedCalculator(potential, device=str(potential.device), dtype=run.config.dtype)
     calculator.history, calculator.metadata = rows, metadata
-    if output is not None:
-        calculator.parameters["model"] = str(Path(output) / "model")
-        log(f"written to {output}: model, history.csv, run.json, log.txt")
-    # The others wait here: what they do next may need the files.
-    processes.on_first(lambda: None if folder is None else folder.write_result(potential, metadata, log))
     return calculator
+
+
+def _context(
+    model: Model,
+    head: str | None,
+    config: FinetuneConfig,
+    log: Log,
+    processes: Processes,
+    prepared: Prepared | None = None,
+) -> Context:
+    potential, base = _load(model, head, config, processes)
+    metadata = _describe_base(model, potential, base, config) | {"processes": processes.size}
+    return Context(potential, config, log, metadata, processes, prepared or Prepared())
 
 
 def _check_sources(train: Any, relaxations: Any, config: FinetuneConfig) -> None:
@@ -135,29 +180,25 @@ def _check_sources(train: Any, relaxations: Any, config: FinetuneConfig) -> None
         raise InputError("there is nothing to train on: give train=frames, or relaxations=pairs with method='bptt'")
 
 
-def _fit(trainer: Trainer, folder: RunFolder | None, metadata: dict[str, Any], log: Log, processes: Processes) -> None:
-    def write(trainer: Trainer) -> None:
-        processes.on_first(lambda: None if folder is None else folder.write_epoch(trainer, metadata, log))
-
-    trainer.on_epoch = write
+def _fit(trainer: Trainer, keeper: RunKeeper | None) -> None:
     try:
         trainer.fit()
     except TrainingError as error:
-        kept = "" if folder is None or not folder.model.exists() else f"; the best model so far is in {folder.model}"
+        kept = "" if keeper is None or not trainer.rows else f"; the best model so far is in {keeper.best_model}"
         raise TrainingError(f"{error}{kept}") from error
 
 
 def _conclude(trainer: Trainer, log: Log) -> dict[str, Any]:
     """Errors before and after on every set, told as a table."""
-    if trainer.best_epoch == 0:
+    if trainer.best.epoch == 0:
         log("no epoch was better than the model it started from, whose weights are kept")
-    log(f"best epoch: {trainer.best_epoch}")
+    log(f"best epoch: {trainer.best.epoch}")
     before = {name: errors for name, errors in trainer.initial.items() if errors is not None}
     # Those of the training examples are averages over an epoch of moving weights: no error of the result.
-    after = {name: errors for name, errors in trainer.best_errors.items() if errors is not None and name != "train"}
+    after = {name: errors for name, errors in trainer.best.errors.items() if errors is not None and name != "train"}
     log(comparison_table({name: before[name] for name in after}, after))
     return {
-        "best_epoch": trainer.best_epoch,
+        "best_epoch": trainer.best.epoch,
         "before": {name: errors.to_dict() for name, errors in before.items()},
         "after": {name: errors.to_dict() for name, errors in after.items()},
     }

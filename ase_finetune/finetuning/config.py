@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -10,8 +11,7 @@ from typing import Any, Literal
 from ase_finetune.errors import InputError
 from ase_finetune.finetuning.relaxation_config import RelaxationConfig
 from ase_finetune.losses import Loss
-
-METHODS = ("naive", "replay", "ewc", "reewc", "bptt", "bptt+replay", "bptt+ewc", "bptt+reewc")
+from ase_finetune.options import check_types
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,13 @@ class FinetuneConfig:
         ``info`` key that says which frames belong to one trajectory, or ``"auto"``.
     energy_key, forces_key, stress_key
         Names of the labels where they are not ASE's.
+    drop_outliers
+        Leave out training frames whose energy, forces or stress are far from the pretrained model's prediction,
+        compared with the other frames. They are told in any case.
+    max_skipped_steps
+        A step whose loss or gradient is not finite is not made, and told; so many of them in a row end the run.
+    checkpoint_minutes
+        With an output folder, a checkpoint is written after every epoch, and whenever so many minutes have passed.
     seed
         Of splits, shuffling and random draws.
     device, dtype
@@ -138,6 +145,9 @@ class FinetuneConfig:
     energy_key: str | None = None
     forces_key: str | None = None
     stress_key: str | None = None
+    drop_outliers: bool = False
+    max_skipped_steps: int = 5
+    checkpoint_minutes: float = 10.0
     seed: int = 0
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
@@ -145,12 +155,10 @@ class FinetuneConfig:
     bptt: RelaxationConfig = field(default_factory=RelaxationConfig)
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(allowed)}")
+        check_types(self)
         for name in (*_POSITIVE, *_NOT_NEGATIVE):
             value = getattr(self, name)
-            if value is not None and not (value > 0 or (value == 0 and name in _NOT_NEGATIVE)):
+            if value is not None and not (0 < value < math.inf or (value == 0 and name in _NOT_NEGATIVE)):
                 how = "must not be negative" if name in _NOT_NEGATIVE else "must be positive"
                 raise InputError(f"{name} {how}, got {value}")
         if not 0 <= self.warmup < 1:
@@ -159,9 +167,6 @@ class FinetuneConfig:
             raise InputError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
         if self.ewc_lambda is not None and not 0 <= self.ewc_lambda < float("inf"):
             raise InputError(f"ewc_lambda must be a finite number that is not negative, got {self.ewc_lambda}")
-        if isinstance(self.freeze, str):
-            raise InputError(f"freeze takes a list of patterns, got the string {self.freeze!r}")
-        object.__setattr__(self, "freeze", tuple(self.freeze))  # equal, however the patterns were given
 
     @property
     def uses_replay(self) -> bool:
@@ -205,20 +210,12 @@ class FinetuneConfig:
         return cls(**options)
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "method": METHODS,
-    "optimizer": ("adam", "adamw"),
-    "schedule": ("cosine", "constant"),
-    "reference": ("align", "shift", "none"),
-    "replay_labels": ("auto", "pseudo", "data"),
-    "replay_schedule": ("alternate", "joint"),
-}
 _POSITIVE = """
     epochs batch_size max_edges learning_rate clip_norm early_stopping
-    replay_size replay_batch_size fisher_size fisher_draws fisher_probes
+    replay_size replay_batch_size fisher_size fisher_draws fisher_probes max_skipped_steps checkpoint_minutes
     """.split()
 
-_NOT_NEGATIVE = ("replay_weight", "monitor_size", "weight_decay", "num_workers")
+_NOT_NEGATIVE = ("replay_weight", "monitor_size", "weight_decay", "num_workers", "seed")
 
 
 def _loss(options: dict[str, Any]) -> Loss:
@@ -230,4 +227,4 @@ def _loss(options: dict[str, Any]) -> Loss:
 
 
 def _nearest(name: str, known: set[str]) -> str:
-    return " or ".join(repr(item) for item in difflib.get_close_matches(name, known, n=3, cutoff=0.3)) or "another"
+    return " or ".join(repr(item) for item in difflib.get_close_matches(str(name), known, n=3, cutoff=0.3)) or "another"

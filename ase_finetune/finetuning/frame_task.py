@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +14,8 @@ from torch import Tensor
 from ase_finetune.data.loading import GraphLoader
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.history import FRAME_COLUMNS
-from ase_finetune.finetuning.optimizing import Piece, PieceLoss
 from ase_finetune.finetuning.tasks import Task
+from ase_finetune.finetuning.updating import Piece, PieceLoss
 from ase_finetune.graphs import AtomGraph, collate, edge_counts
 from ase_finetune.losses import LabelCounts, Loss, label_counts
 from ase_finetune.metrics import Errors, ErrorSums, evaluate
@@ -58,8 +60,10 @@ class FrameTask(Task):
         self.untouched = untouched
         self._sums = ErrorSums(config.loss)
 
-    def batches(self, order: Sequence[Sequence[int]]) -> Iterator[list[Piece]]:
+    def begin_epoch(self) -> None:
         self._sums = ErrorSums(self._config.loss)
+
+    def batches(self, order: Sequence[Sequence[int]]) -> Iterator[list[Piece]]:
         return self._train.pieces(order, self._sums)
 
     def train_errors(self) -> Errors:
@@ -67,6 +71,13 @@ class FrameTask(Task):
 
     def evaluate(self, potential: Potential) -> Errors | None:
         return evaluate(potential, self._valid, self._config.loss, processes=self._train.processes)
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": self._sums.state(), "edges": self._train.budget.edges}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._sums.load_state(state["sums"])
+        self._train.budget.edges = int(state["edges"])
 
 
 class FrameBatches:
@@ -88,6 +99,8 @@ class FrameBatches:
         Share each batch, by the number of edges.
     num_workers
         Worker processes that build lazy graphs ahead.
+    describe
+        How messages name a graph.
     """
 
     def __init__(
@@ -100,9 +113,10 @@ class FrameBatches:
         weight: float = 1.0,
         processes: Processes = ALONE,
         num_workers: int = 0,
+        describe: Callable[[int], str] = "graph {}".format,
     ) -> None:
-        self.processes = processes
-        self._potential, self._loss, self._budget, self._weight = potential, loss, budget, weight
+        self.processes, self.budget = processes, budget
+        self._potential, self._loss, self._weight, self._describe = potential, loss, weight, describe
         self._edges = edge_counts(graphs)
         self._loader = GraphLoader(graphs, num_workers=num_workers)
 
@@ -111,32 +125,40 @@ class FrameBatches:
 
     def pieces(self, order: Iterable[Sequence[int]], sums: ErrorSums | None = None) -> Iterator[list[Piece]]:
         """For each batch the pieces of this process's share; errors are added to ``sums``."""
-        batches = self._loader.batches(map(self._share, order))
-        while (graphs := self._next(batches)) is not None:
-            counts = label_counts(graphs)
+        # The loader reads ahead: which graphs a batch holds is known when they come.
+        shares: deque[list[int]] = deque()
+        batches = self._loader.batches(self._shared(order, shares))
+        while (found := self._next(batches)) is not None:
+            share = shares.popleft()
+            counts = label_counts(found)
             if self.processes.size > 1:
                 # Means are over the whole batch, wherever its parts are worked on.
                 counts = LabelCounts(*(round(count) for count in self.processes.total(counts)))
-            edges = dict(enumerate(edge_counts(graphs)))
-            loss = functools.partial(self._piece_loss, graphs, counts, sums)
-            yield [Piece(piece, edges, loss, self._budget) for piece in batches_by_edges(graphs, self._budget.edges)]
+            edges = dict(zip(share, edge_counts(found), strict=True))
+            loss = functools.partial(self._piece_loss, dict(zip(share, found, strict=True)), counts, sums)
+            pieces = batches_by_edges(found, self.budget.edges)
+            yield [Piece([share[k] for k in piece], edges, loss, self.budget, self._describe) for piece in pieces]
+
+    def _shared(self, order: Iterable[Sequence[int]], shares: deque[list[int]]) -> Iterator[list[int]]:
+        for batch in order:
+            shares.append([batch[k] for k in self.processes.share([self._edges[index] for index in batch])])
+            yield shares[-1]
 
     def _next(self, batches: Iterator[list[AtomGraph]]) -> list[AtomGraph] | None:
         """The share of the next batch that is worked on here; if a process cannot read its own, all hear of it."""
         return self.processes.together(lambda: next(batches, None))
 
-    def _share(self, batch: Sequence[int]) -> list[int]:
-        return [batch[k] for k in self.processes.share([self._edges[index] for index in batch])]
-
     def _piece_loss(
-        self, graphs: list[AtomGraph], counts: LabelCounts, sums: ErrorSums | None, examples: list[int]
+        self, graphs: Mapping[int, AtomGraph], counts: LabelCounts, sums: ErrorSums | None, examples: list[int]
     ) -> PieceLoss:
         batch = on_device(collate([graphs[index] for index in examples]), self._potential.device)
         prediction = self._potential.predict(
             batch, forces=self._loss.needs_forces, stress=self._loss.needs_stress, create_graph=True
         )
         value = self._weight * self._loss(prediction, batch, counts)
-        return PieceLoss(value, lambda: None if sums is None else sums.add(prediction, batch))
+        # Without its graph, which would live until the last piece is done.
+        found = prediction.detach()
+        return PieceLoss(value, lambda: None if sums is None else sums.add(found, batch))
 
 
 def on_device(batch: AtomGraph, device: torch.device) -> AtomGraph:

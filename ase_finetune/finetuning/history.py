@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -79,9 +77,9 @@ class Log:
         if self.verbose:
             tqdm.write(text, file=sys.stdout)
 
-    def bar(self, total: int, what: str) -> tqdm[Any]:
+    def bar(self, total: int, what: str, done: int = 0) -> tqdm[Any]:
         """A progress bar, shown on terminals only."""
-        return tqdm(total=total, desc=what, leave=False, disable=None if self.verbose else True)
+        return tqdm(total=total, initial=done, desc=what, leave=False, disable=None if self.verbose else True)
 
 
 def epoch_row(epoch: int, errors: Mapping[str, Any], columns: Columns, **values: float) -> dict[str, Any]:
@@ -92,19 +90,6 @@ def epoch_row(epoch: int, errors: Mapping[str, Any], columns: Columns, **values:
         for measure in measures:
             row[f"{name}_{measure}"] = math.nan if found is None else getattr(found, measure)
     return row
-
-
-def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write the history as CSV: energies in meV/atom, forces in meV/Å, stress in kbar, distances in Å.
-
-    Stages of different kinds have different columns; what a stage does not have stays empty.
-    """
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
 
 
 def header_line(columns: Columns) -> str:

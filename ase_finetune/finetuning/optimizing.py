@@ -1,24 +1,18 @@
-"""Optimizer, learning-rate schedule, freezing, and the one update all methods are made of."""
+"""Optimizer, learning-rate schedule and freezing."""
 
 from __future__ import annotations
 
 import fnmatch
-import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ase_finetune.continual import EWCPenalty
-from ase_finetune.errors import InputError, TrainingError
+from ase_finetune.errors import InputError
 from ase_finetune.finetuning.config import FinetuneConfig
-from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
-from ase_finetune.potentials.memory import EdgeBudget, halve_if_out_of_memory
 
 
 def freeze_parameters(potential: Potential, patterns: Sequence[str]) -> list[str]:
@@ -97,137 +91,3 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: FinetuneConfig, ste
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
     return LambdaLR(optimizer, factor)
-
-
-class PieceLoss(NamedTuple):
-    """What some examples contribute to the loss of their batch, and what to note once its gradient is known.
-
-    ``keep`` does its work or fails without a trace.
-    """
-
-    value: Tensor
-    keep: Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of a batch that is worked on at once, and can be halved.
-
-    Attributes
-    ----------
-    examples
-        Numbers of the examples, whatever ``loss`` and ``edges`` take them for.
-    edges
-        How many edges each of them has.
-    loss
-        Of some of them. Must leave no trace: that is for ``keep`` of its result.
-    budget
-        Bound of the pieces of batches to come.
-    """
-
-    examples: list[int]
-    edges: Mapping[int, int]
-    loss: Callable[[list[int]], PieceLoss]
-    budget: EdgeBudget
-
-
-class Updater:
-    """One optimizer step on a loss, with the EWC penalty and gradient clipping.
-
-    Every method is made of such updates: ``alternate`` makes two, each with its own gradient, and
-    the penalty acts on both; ``joint`` makes one on the sum of two losses.
-
-    Parameters
-    ----------
-    optimizer
-        Of the trainable parameters.
-    penalty
-        EWC, or ``None``.
-    clip_norm
-        Largest norm of the gradient, or ``None``.
-    processes
-        Share each batch: the gradients of their pieces are summed.
-    """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        penalty: EWCPenalty | None = None,
-        clip_norm: float | None = None,
-        processes: Processes = ALONE,
-    ) -> None:
-        self.optimizer = optimizer
-        self.penalty = penalty
-        self.clip_norm = clip_norm
-        self.processes = processes
-        self._parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def update(self, pieces: Iterable[Piece]) -> float:
-        """Make one step on the sum of the pieces of a loss; returns it without the penalty.
-
-        Each piece is evaluated and its gradient added before the next one, so that memory is that of
-        the largest piece. A piece that does not fit into memory is halved, to the same effect.
-
-        Raises
-        ------
-        TrainingError
-            If the loss or its gradient is not finite; the parameters are left as they were.
-        ProcessError
-            If another process could not evaluate its share.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        value = self._sum(self.processes.together(lambda: self._differentiate(pieces)))
-        if not math.isfinite(value):
-            raise TrainingError(f"the loss is {value}")
-        if self.penalty is not None:
-            self.penalty.add_gradient()
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self.clip_norm or math.inf))
-        if not math.isfinite(norm):
-            raise TrainingError(f"the norm of the gradient is {norm}")
-        self.optimizer.step()
-        return value
-
-    def _differentiate(self, pieces: Iterable[Piece]) -> float:
-        """Add the gradients of the pieces to those of the parameters; returns the loss."""
-        # Added up where they are: each number read from a GPU would make the program wait for it.
-        values: list[Tensor] = []
-
-        def work(examples: list[int], piece: Piece) -> None:
-            # All or nothing, unlike backward(): memory may run out anywhere, and what is counted is counted once.
-            value, keep = piece.loss(examples)
-            gradients: list[Tensor | None] = [None] * len(self._parameters)
-            if value.requires_grad:  # not if every example of a piece had to be left out
-                found = torch.autograd.grad(value, self._parameters, allow_unused=True)
-                # Autograd may hand out one tensor twice, or an expanded one; these are added to in place.
-                gradients = [None if g is None else g.clone(memory_format=torch.contiguous_format) for g in found]
-            contribution = value.detach().double()
-            keep()
-            values.append(contribution)
-            for parameter, gradient in zip(self._parameters, gradients, strict=True):
-                if parameter.grad is None:
-                    parameter.grad = gradient
-                elif gradient is not None:
-                    parameter.grad.add_(gradient)
-
-        def lower(failed: list[int], piece: Piece) -> None:
-            piece.budget.lower(sum(piece.edges[example] for example in failed))
-
-        for piece in pieces:
-            doing, failing = functools.partial(work, piece=piece), functools.partial(lower, piece=piece)
-            halve_if_out_of_memory(doing, piece.examples, failing)
-        return float(torch.stack(values).sum()) if values else 0.0
-
-    def _sum(self, value: float) -> float:
-        """Loss and gradients over all processes; a parameter that none of them used keeps no gradient."""
-        if self.processes.size == 1:
-            return value
-        used = [0.0 if parameter.grad is None else 1.0 for parameter in self._parameters]
-        value, *used = self.processes.total([value, *used])
-        if not math.isfinite(value):
-            return value
-        wanted = [parameter for parameter, count in zip(self._parameters, used, strict=True) if count]
-        for parameter in wanted:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self.processes.sum_([parameter.grad for parameter in wanted if parameter.grad is not None])
-        return value

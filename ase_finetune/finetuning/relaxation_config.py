@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from ase_finetune.errors import InputError
-from ase_finetune.optimize.batched import METHODS, build_method
+from ase_finetune.optimize.batched import build_method
 from ase_finetune.optimize.method import Method, Scalar, check_positive
+from ase_finetune.options import check_types
 from ase_finetune.trajectories.implicit import FixedPointSolver
 from ase_finetune.trajectories.losses import StructureLoss
 from ase_finetune.trajectories.rollout import GradientKind, GradientOptions
-
-STARTS = ("initial", "relaxed", "both")
 
 
 @dataclass(frozen=True)
@@ -88,10 +87,7 @@ class RelaxationConfig:
     valid_steps: int = 500
 
     def __post_init__(self) -> None:
-        choices = {"optimizer": tuple(METHODS), "gradient": get_args(GradientKind), "start": STARTS}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(allowed)}")
+        check_types(self, "bptt.")
         for name in _POSITIVE:
             if getattr(self, name) is not None:
                 check_positive(f"bptt.{name}", getattr(self, name))

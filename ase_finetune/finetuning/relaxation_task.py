@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.data import Pair, PairSet
 from ase_finetune.finetuning.history import RELAXATION_COLUMNS, Log
-from ase_finetune.finetuning.optimizing import Piece, PieceLoss
 from ase_finetune.finetuning.relaxation_config import RelaxationConfig
-from ase_finetune.finetuning.tasks import Measured, Task
+from ase_finetune.finetuning.tasks import Measured, RolloutErrors, Task
+from ase_finetune.finetuning.updating import Piece, PieceLoss
 from ase_finetune.graphs import neighbor_list
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
@@ -36,20 +35,6 @@ TYPICAL_FORCE_ERROR = 40.0
 
 # Errors below (meV/Å) are rounding: the labels are the model's own.
 _OWN_LABELS = 0.1
-
-
-@dataclass(frozen=True)
-class RolloutErrors:
-    """Where the rollouts of an epoch ended: mean loss, medians (Å, dimensionless), rollouts left out."""
-
-    loss: float
-    rmsd_median: float
-    strain_median: float
-    skipped: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Values by name."""
-        return asdict(self)
 
 
 class RelaxationTask(Task):
@@ -116,10 +101,26 @@ class RelaxationTask(Task):
             return []
         return [(self._log_step_size, self._config.step_size_learning_rate)]
 
-    def batches(self, order: Sequence[Sequence[int]]) -> Iterator[list[Piece]]:
+    def begin_epoch(self) -> None:
         self._ends = []
         self._skipped = {}
+
+    def batches(self, order: Sequence[Sequence[int]]) -> Iterator[list[Piece]]:
         return map(self._pieces, order)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "ends": self._ends,
+            "skipped": list(self._skipped.items()),  # JSON's keys are texts
+            "scale": self._scale,
+            "edges": self._budget.edges,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._ends += [(loss, distance, strain) for loss, distance, strain in state["ends"]]
+        self._skipped |= {int(index): reason for index, reason in state["skipped"]}
+        self._scale = float(state["scale"])
+        self._budget.edges = int(state["edges"])
 
     def train_errors(self) -> RolloutErrors:
         ends = [end for part in self._processes.gather(self._ends) for end in part]
@@ -165,10 +166,7 @@ class RelaxationTask(Task):
         notes = []
         if self._skipped:
             index, reason = next(iter(self._skipped.items()))
-            notes.append(
-                f"{len(self._skipped)} rollouts were left out, for example "
-                f"{self._train.describe(self._pair_of[index])}: {reason}"
-            )
+            notes.append(f"{len(self._skipped)} rollouts were left out, for example {self._describe(index)}: {reason}")
         if self.step_size is not None:
             notes.append(f"the step size is {self.step_size:.4g}")
         return notes
@@ -178,7 +176,10 @@ class RelaxationTask(Task):
         pieces = fill_batches([self._edges[index] for index in own], self._budget.edges)
         loss = functools.partial(self._piece_loss, len(batch))
         edges = {index: self._edges[index] for index in own}
-        return [Piece([own[position] for position in piece], edges, loss, self._budget) for piece in pieces]
+        return [Piece([own[k] for k in piece], edges, loss, self._budget, self._describe) for piece in pieces]
+
+    def _describe(self, index: int) -> str:
+        return self._train.describe(self._pair_of[index])
 
     def _piece_loss(self, batch_size: int, indices: list[int]) -> PieceLoss:
         """The part of the batch's loss that these structures contribute; those that explode contribute none."""
@@ -193,9 +194,13 @@ class RelaxationTask(Task):
             fmax=config.fmax,
         )
         kept = [indices[position] for position in run.kept]
+        # Not the rollout itself, which holds its graph. The backward pass adds to what could not be solved.
+        keep = functools.partial(
+            self._keep, failed=run.failed, unsolved=run.solver_failures, indices=indices, kept=kept
+        )
         if run.structures is None:
             nothing = torch.zeros((), dtype=torch.float64, device=self._potential.device)
-            return PieceLoss(nothing, functools.partial(self._keep, run, indices, kept, []))
+            return PieceLoss(nothing, functools.partial(keep, []))
         pairs = [self._pair_of[index] for index in kept]
         target = Structures.from_atoms([self._train[k].relaxed for k in pairs], device=self._potential.device)
         values, ends = self._distances(run, run.structures, target, pairs)
@@ -204,14 +209,21 @@ class RelaxationTask(Task):
         if config.robust is not None:
             values = config.robust * torch.log1p(values / config.robust)
         total = config.weight * values.sum() / batch_size
-        return PieceLoss(total, functools.partial(self._keep, run, indices, kept, ends))
+        return PieceLoss(total, functools.partial(keep, ends))
 
-    def _keep(self, run: Rollout, indices: list[int], kept: list[int], ends: list[tuple[float, float, float]]) -> None:
+    def _keep(
+        self,
+        ends: list[tuple[float, float, float]],
+        failed: Mapping[int, str],
+        unsolved: Mapping[int, str],
+        indices: list[int],
+        kept: list[int],
+    ) -> None:
         """Note where rollouts ended and which were left out; some fail in the backward pass only."""
         self._ends += ends
-        for position, reason in run.failed.items():
+        for position, reason in failed.items():
             self._skipped.setdefault(indices[position], reason)
-        for position, reason in run.solver_failures.items():
+        for position, reason in unsolved.items():
             self._skipped.setdefault(kept[position], reason)
 
     def _distances(

@@ -1,63 +1,158 @@
-"""The folder of a run: written from the first epoch on, so that a run that dies leaves its best model."""
+"""The folder of a run: what it holds at any moment is enough to use the best model and to go on."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
-from ase_finetune.errors import InputError, OutputExistsError
-from ase_finetune.finetuning.history import Log, write_csv
+from filelock import FileLock, Timeout
+
+from ase_finetune.errors import OutputError, OutputExistsError
+from ase_finetune.files import make_folder, remove_parts, to_json, write_text
+from ase_finetune.finetuning.checkpoints import Checkpoints
+from ase_finetune.finetuning.history import Log
+from ase_finetune.finetuning.prepared import Prepared
+from ase_finetune.finetuning.state import State
 from ase_finetune.finetuning.training import Trainer
 from ase_finetune.potentials import save_potential
 from ase_finetune.potentials.base import Potential
 
+_LOCK = ".lock"
+
+#: Seconds that a resumed run waits for the one before it, whose last processes may be about to end.
+_PATIENCE = 10.0
+
 
 class RunFolder:
-    """Writes ``model``, ``history.csv``, ``run.json`` and ``log.txt`` into a folder of its own.
+    """Writes ``model``, ``history.csv``, ``run.json``, ``log.txt`` and ``checkpoints`` into a folder of its own.
 
     Parameters
     ----------
     path
-        Made if need be; must not hold anything.
+        Made if need be; must not hold anything but, with ``resume``, an earlier start of the run.
+    log
+        Told of damaged checkpoints.
+    resume
+        Go on with the run in the folder, if there is one.
 
     Raises
     ------
     OutputExistsError
-        If the folder exists and is not empty, or is a file.
-    InputError
+        If the folder holds something else, or another process is writing into it.
+    OutputError
         If it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise OutputExistsError(f"{path} exists and is not empty; choose another output folder")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            probe = path / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(f"output folder {path} cannot be written: {error.strerror}") from error
+    def __init__(self, path: Path, log: Log, resume: bool = False) -> None:
         self.path = path
         self.model = path / "model"
+        self._log = log
+        self._checkpoints = Checkpoints(path / "checkpoints", log)
+        self._prepared = path / "checkpoints" / "prepared.safetensors"
+        if path.exists() and not path.is_dir():
+            raise OutputExistsError(f"{path} exists and is not a folder; choose another output folder")
+        make_folder(path)
+        self._check_content(resume)  # before anything is written into the folder of somebody else
+        self._lock = self._locked(resume)
+        try:
+            self._check_content(resume)
+        except BaseException:
+            self.close()
+            raise
 
-    def write_epoch(self, trainer: Trainer, metadata: dict[str, Any], log: Log) -> None:
+    def close(self) -> None:
+        """Let others write into the folder."""
+        self._lock.release()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether a run got as far as its first step here."""
+        return self._prepared.is_file()
+
+    def prepared(self) -> Prepared:
+        """What an earlier start found before its first step.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is damaged.
+        """
+        return Prepared.read(self._prepared) if self.is_started else Prepared()
+
+    def begin(self, prepared: Prepared, metadata: dict[str, Any]) -> None:
+        """Note what has been found and asked for, before the first step."""
+        make_folder(self._prepared.parent)
+        if not self.is_started:
+            prepared.write(self._prepared)
+        self.write_metadata(metadata)
+
+    def latest(self) -> State | None:
+        """The last good checkpoint; ``None`` if none was written."""
+        return self._checkpoints.latest()
+
+    def checkpoint(self, state: State) -> None:
+        """Write how far the run is."""
+        self._checkpoints.write(state)
+        self._write_log()
+
+    def write_epoch(self, trainer: Trainer, metadata: dict[str, Any]) -> None:
         """Keep the history so far and, after the best epoch so far, its weights."""
-        write_csv(trainer.rows, self.path / "history.csv")
-        self._write_log(log)
-        if trainer.best_epoch == trainer.rows[-1]["epoch"]:
+        if trainer.rows:
+            write_text(self.path / "history.csv", history_csv(trainer.rows))
+        if trainer.rows and trainer.best.epoch == trainer.rows[-1]["epoch"]:
             save_potential(trainer.evaluated, self.model, metadata=metadata, overwrite=True)
 
-    def write_result(self, potential: Potential, metadata: dict[str, Any], log: Log) -> None:
+    def write_result(self, potential: Potential, metadata: dict[str, Any]) -> None:
         """The final state of everything."""
         save_potential(potential, self.model, metadata=metadata, overwrite=True)
         self.write_metadata(metadata)
-        self._write_log(log)
+        self._write_log()
 
     def write_metadata(self, metadata: dict[str, Any]) -> None:
         """``run.json``: what was asked for, on what, with which versions and result."""
-        (self.path / "run.json").write_text(json.dumps(metadata, indent=1), encoding="utf-8")
+        write_text(self.path / "run.json", to_json(metadata, "the metadata of the run"))
 
-    def _write_log(self, log: Log) -> None:
-        (self.path / "log.txt").write_text("\n".join(log.lines) + "\n", encoding="utf-8")
+    def _write_log(self) -> None:
+        write_text(self.path / "log.txt", "\n".join(self._log.lines) + "\n")
+
+    def _locked(self, resume: bool) -> FileLock:
+        # Locks of the operating system end with the process that holds them, however it ends.
+        lock = FileLock(self.path / _LOCK, timeout=_PATIENCE if resume else 0.0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise OutputExistsError(
+                f"another process is writing into {self.path}; wait for it, or choose another output folder"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            raise OutputError(f"output folder {self.path} cannot be written: {error}") from error
+        return lock
+
+    def _check_content(self, resume: bool) -> None:
+        """Take an empty folder, or what an earlier start left, and nothing else."""
+        held = {entry.name for entry in self.path.iterdir()} - {_LOCK}
+        if not held:
+            return
+        if not (self.path / "checkpoints").is_dir():
+            raise OutputExistsError(f"{self.path} exists and is not empty; choose another output folder")
+        if not resume:
+            raise OutputExistsError(
+                f"{self.path} holds a run already; pass resume=True to go on with it, or choose another output folder"
+            )
+        with contextlib.suppress(OSError):
+            remove_parts(self.path)
+
+
+def history_csv(rows: list[dict[str, Any]]) -> str:
+    """The history as CSV: energies in meV/atom, forces in meV/Å, stress in kbar, distances in Å.
+
+    Stages of different kinds have different columns; what a stage does not have stays empty.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,24 +22,18 @@ from ase_finetune.data import (
 )
 from ase_finetune.errors import DataError, InputError
 from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.finetuning.context import Context
 from ase_finetune.finetuning.frame_task import FrameBatches, FrameTask, Replay, edge_budget
 from ase_finetune.finetuning.history import Log
+from ase_finetune.finetuning.old_material import OldStructures, build_penalty, label_replay, read_replay, shift_labels
 from ase_finetune.finetuning.optimizing import freeze_parameters, parameter_table
-from ase_finetune.finetuning.preparing import (
-    Frames,
-    build_penalty,
-    check_and_align,
-    labelled_graphs,
-    read_target,
-    replay_graphs,
-    shift_labels,
-)
+from ase_finetune.finetuning.preparing import Frames, Target, check_and_align, labelled_graphs, read_target
 from ase_finetune.finetuning.relaxation_task import RelaxationTask
 from ase_finetune.finetuning.tasks import Task
 from ase_finetune.graphs import AtomGraph
-from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.batched import predict_many
+from ase_finetune.potentials.memory import EdgeBudget
 
 
 @dataclass(frozen=True)
@@ -53,8 +48,8 @@ class Sources:
 
 
 @dataclass
-class Run:
-    """What the stages of a run share, and the stages."""
+class Stages:
+    """The stages of a run, and what they share."""
 
     replay: Replay
     tasks: list[Task] = field(default_factory=list)
@@ -68,79 +63,106 @@ class _Pairs:
     how: str
 
 
-def prepare(
-    potential: Potential,
-    sources: Sources,
-    config: FinetuneConfig,
-    log: Log,
-    metadata: dict[str, Any],
-    processes: Processes = ALONE,
-) -> Run:
+def prepare(run: Context, sources: Sources) -> Stages:
     """Everything before step 1, told and entered into the metadata.
 
     Raises
     ------
     InputError, DataError
-        If data or options cannot be used.
+        If data or options cannot be used, or are not those that a resumed run was started with.
     """
+    potential, config, metadata = run.potential, run.config, run.metadata
     frames = None if sources.train is None else read_target(sources.train, sources.valid, config)
     pairs = None if sources.relaxations is None else _read_pairs(potential, sources, config)
-    trained, watched, replay_digest = replay_graphs(potential, sources.replay, config, log, processes)
-    metadata["data"] = {"replay": replay_digest}
+    old = read_replay(potential, sources.replay, config, run.log)
+    _describe_data(metadata, frames, pairs, old)
+    run.prepared.check_identity(_identity(metadata))
+    trained, watched = label_replay(run, old)
     if frames is not None:
-        target = _align_frames(potential, frames, trained, config, log, metadata, processes)
+        target = _align_frames(run, frames, trained)
         if target.offsets is not None and config.reference == "shift":
             trained, watched = shift_labels(trained, target.offsets), shift_labels(watched, target.offsets)
     if pairs is not None:
-        _tell_pairs(pairs, log, metadata)
+        _tell_pairs(pairs, run.log)
     metadata["frozen"] = freeze_parameters(potential, config.freeze)
-    log(parameter_table(potential))
-    run = Run(Replay(watched=watched))
+    run.log(parameter_table(potential))
+    stages = Stages(Replay(watched=watched))
     metadata["fisher"] = None
     if config.uses_ewc:
-        run.penalty, fisher = build_penalty(potential, trained, config, log, metadata["base_hash"], processes)
+        stages.penalty, fisher = build_penalty(run, trained)
         metadata["fisher"] = fisher.metadata
     train = [] if frames is None else labelled_graphs(potential, target.train)
     used = trained if config.uses_replay else []
-    # One bound for all frames: target and replay take turns in the same memory.
-    budget = processes.together(lambda: edge_budget(potential, [used, train], config, log))
-    if used:
-        weight = config.replay_weight
-        batches = FrameBatches(potential, used, config.loss, budget, weight=weight, processes=processes)
-        run.replay = Replay(batches, watched)
+    budget = _edge_budget(run, used, train)
+    shared: dict[str, Any] = {"processes": run.processes}
+    if used and old is not None:
+        shared_replay = shared | {"weight": config.replay_weight, "describe": old.describe}
+        stages.replay = Replay(FrameBatches(potential, used, config.loss, budget, **shared_replay), watched)
     if frames is not None:
         valid = [] if target.valid is None else labelled_graphs(potential, target.valid)
-        workers = config.num_workers
-        batches = FrameBatches(potential, train, config.loss, budget, processes=processes, num_workers=workers)
-        run.tasks.append(FrameTask(batches, valid, config, target.untouched))
+        shared |= {"num_workers": config.num_workers, "describe": target.train.describe}
+        batches = FrameBatches(potential, train, config.loss, budget, **shared)
+        stages.tasks.append(FrameTask(batches, valid, config, target.untouched))
     if pairs is not None:
-        energies = _target_energies(potential, pairs.train, log, processes) if config.bptt.loss.energy > 0 else None
-        run.tasks.append(RelaxationTask(potential, pairs.train, pairs.valid, config.bptt, log, energies, processes))
-    return run
+        energies = _target_energies(run, pairs.train) if config.bptt.loss.energy > 0 else None
+        stages.tasks.append(
+            RelaxationTask(potential, pairs.train, pairs.valid, config.bptt, run.log, energies, run.processes)
+        )
+    return stages
 
 
-def _align_frames(
-    potential: Potential,
-    frames: tuple[FrameSet, FrameSet | None, str],
-    replay: list[AtomGraph],
-    config: FinetuneConfig,
-    log: Log,
+#: Options that say how a run is carried out, not what comes out of it.
+_MAY_CHANGE = ("device", "num_workers", "checkpoint_minutes", "trust_pickle")
+
+
+def _identity(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same when a run is resumed."""
+    config = {name: value for name, value in metadata["config"].items() if name not in _MAY_CHANGE}
+    named = {name: metadata.get(name) for name in ("base_hash", "head", "split", "split_relaxations")}
+    return {**named, "config": config, "data": metadata["data"]}
+
+
+def _describe_data(
     metadata: dict[str, Any],
-    processes: Processes,
-) -> Any:
+    frames: tuple[FrameSet, FrameSet | None, str] | None,
+    pairs: _Pairs | None,
+    old: OldStructures | None,
+) -> None:
+    """Enter what the data are into the metadata."""
+    data = {"replay": None if old is None else old.frames}
+    if frames is not None:
+        data["train"], data["valid"], metadata["split"] = frames
+    digests = {name: part.digest() for name, part in data.items() if part is not None}
+    if pairs is not None:
+        named = {"relaxations": pairs.train, "valid_relaxations": pairs.valid}
+        digests |= {name: part.digest() for name, part in named.items() if part is not None}
+        metadata["split_relaxations"] = pairs.how
+    metadata["data"] = digests
+
+
+def _edge_budget(run: Context, replay: Sequence[AtomGraph], train: Sequence[AtomGraph]) -> EdgeBudget:
+    """One bound for all frames: target and replay take turns in the same memory."""
+
+    def probe() -> int:
+        return edge_budget(run.potential, [replay, train], run.config, run.log).edges
+
+    # Processes may have different GPUs, and each keeps to its own bound: only the first one's is known later.
+    edges = run.processes.together(lambda: run.prepared.value("edges at once", probe))
+    return EdgeBudget(edges, run.log)
+
+
+def _align_frames(run: Context, frames: tuple[FrameSet, FrameSet | None, str], replay: list[AtomGraph]) -> Target:
     """Tell what the frames are, and bring their energies to the model's reference."""
     train, valid, how = frames
     named = {"train": train} | ({} if valid is None else {"valid": valid})
     replay_elements = {int(z) for graph in replay for z in graph.numbers} or None
-    log(data_report(named, replay_elements))
-    log(f"split: {how}")
-    metadata["data"] |= {name: part.digest() for name, part in named.items()}
-    metadata["split"] = how
-    target = check_and_align(potential, train, valid, config, log, processes)
+    run.log(data_report(named, replay_elements))
+    run.log(f"split: {how}")
+    target = check_and_align(run, train, valid, run.config.drop_outliers)
     if target.offsets is not None:
         # Of the labels to the model, which the calculator can add back, or of the model, which has them now.
-        name = "reference_offsets" if config.reference == "align" else "shifted_by"
-        metadata[name] = target.offsets.to_dict()["offsets"]
+        name = "reference_offsets" if run.config.reference == "align" else "shifted_by"
+        run.metadata[name] = target.offsets.to_dict()["offsets"]
     return target
 
 
@@ -165,27 +187,26 @@ def _read_pairs(potential: Potential, sources: Sources, config: FinetuneConfig) 
     return _Pairs(pairs, held_out, "validation pairs given")
 
 
-def _tell_pairs(pairs: _Pairs, log: Log, metadata: dict[str, Any]) -> None:
+def _tell_pairs(pairs: _Pairs, log: Log) -> None:
     for part in (pairs.train, pairs.valid):
         if part is not None:
             log(pair_report(part))
     log(f"split of relaxations: {pairs.how}")
-    metadata["data"] |= {"relaxations": pairs.train.digest()}
-    if pairs.valid is not None:
-        metadata["data"] |= {"valid_relaxations": pairs.valid.digest()}
-    metadata["split_relaxations"] = pairs.how
 
 
-def _target_energies(potential: Potential, pairs: PairSet, log: Log, processes: Processes) -> list[float]:
+def _target_energies(run: Context, pairs: PairSet) -> list[float]:
     """Energies of the relaxed structures in the potential's own reference, eV; NaN where there is none."""
     if not pairs.num_energies:
         raise DataError(f"the loss of bptt has an energy weight, but no pair of {pairs.name} has an energy")
     frames = FrameSet.from_atoms(
         [pair.relaxed for pair in pairs], name=pairs.name, energies=[pair.energy for pair in pairs]
     )
-    graphs = frames.graphs(potential.cutoff, potential.dtype)
-    predictions = predict_many(potential, graphs, forces=False, stress=False, processes=processes)
-    predicted = [float(prediction.energy[0]) for prediction in predictions]
-    offsets = fit_reference(frames, predicted)
-    log(f"energies of relaxed structures: {offsets.describe()}")
+
+    def predict() -> list[float]:
+        graphs = frames.graphs(run.potential.cutoff, run.potential.dtype)
+        predictions = predict_many(run.potential, graphs, forces=False, stress=False, processes=run.processes)
+        return [float(prediction.energy[0]) for prediction in predictions]
+
+    offsets = fit_reference(frames, run.prepared.value("energies of relaxed structures", predict))
+    run.log(f"energies of relaxed structures: {offsets.describe()}")
     return [math.nan if frame.energy is None else frame.energy for frame in align(frames, offsets)]

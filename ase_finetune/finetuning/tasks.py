@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
 from ase_finetune.finetuning.history import Columns
-from ase_finetune.finetuning.optimizing import Piece
+from ase_finetune.finetuning.updating import Piece
 from ase_finetune.potentials.base import Potential
 
 
@@ -22,6 +23,20 @@ class Measured(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values by name."""
+
+
+@dataclass(frozen=True)
+class RolloutErrors:
+    """Where the rollouts of an epoch ended: mean loss, medians (Å, dimensionless), rollouts left out."""
+
+    loss: float
+    rmsd_median: float
+    strain_median: float
+    skipped: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values by name."""
+        return asdict(self)
 
 
 class Task(ABC):
@@ -49,8 +64,12 @@ class Task(ABC):
     untouched: Measured | None = None
 
     @abstractmethod
+    def begin_epoch(self) -> None:
+        """Forget the errors of the last epoch."""
+
+    @abstractmethod
     def batches(self, order: Sequence[Sequence[int]]) -> Iterator[list[Piece]]:
-        """Start an epoch: for each batch of examples the pieces, which add up to its loss, of this process's share."""
+        """For each batch of examples the pieces, which add up to its loss, of this process's share."""
 
     @abstractmethod
     def train_errors(self) -> Measured:
@@ -59,6 +78,14 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, potential: Potential) -> Measured | None:
         """Errors on the validation examples; ``None`` without any."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What this process has noted of the epoch so far, JSON-able."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Add what :meth:`state` gave to an epoch that has just begun; what several processes noted one by one."""
 
     def own_parameters(self) -> list[tuple[nn.Parameter, float]]:
         """Parameters besides the potential's that are trained, and their learning rates."""

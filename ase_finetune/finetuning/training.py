@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from dataclasses import asdict
+from typing import Any, Protocol, cast
 
-import torch
-from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ase_finetune.continual import EWCPenalty
-from ase_finetune.errors import TrainingError
+from ase_finetune.errors import CheckpointError, NotFiniteError, TrainingError
+from ase_finetune.finetuning.best import Best
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.frame_task import Replay
 from ase_finetune.finetuning.history import Log, epoch_line, epoch_row, header_line
-from ase_finetune.finetuning.optimizing import Piece, Updater, build_optimizer, build_schedule
+from ase_finetune.finetuning.optimizing import build_optimizer, build_schedule
+from ase_finetune.finetuning.progress import Progress
+from ase_finetune.finetuning.sampling import endless_batches, epoch_batches
+from ase_finetune.finetuning.state import (
+    State,
+    copy_into,
+    load_optimizer_state,
+    measured_from_json,
+    measured_to_json,
+    optimizer_state,
+)
 from ase_finetune.finetuning.tasks import Measured, Task
+from ase_finetune.finetuning.updating import Piece, Updater
 from ase_finetune.metrics import evaluate
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
+
+
+class Keeper(Protocol):
+    """Who writes down how far a training is."""
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Called after every iteration; may stop the training by raising."""
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """Called before the first epoch and after every one."""
 
 
 class Trainer:
@@ -62,10 +84,11 @@ class Trainer:
         self.log = log
         self.processes = processes
         self.rows: list[dict[str, Any]] = []
-        #: Called with the trainer after every epoch, for example to write files.
-        self.on_epoch: Callable[[Trainer], None] | None = None
+        self.keeper: Keeper | None = None
         self.initial: dict[str, Measured | None] = {}
-        self._generator = torch.Generator().manual_seed(config.seed)
+        self.best = Best()
+        self.progress = Progress()
+        self._clock = 0.0
         parameters = [parameter for _, parameter in potential.native_parameters(trainable_only=True)]
         optimizer = build_optimizer(parameters, task.learning_rate, config)
         for parameter, rate in task.own_parameters():
@@ -75,102 +98,176 @@ class Trainer:
         self._average = None
         if config.ema_decay is not None:
             self._average = AveragedModel(potential, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-        self._replay_batch: list[int] | None = None
-        self._replay_pieces = iter(()) if replay.trained is None else replay.trained.pieces(self._shuffled_replay())
-        self._best_score, self._best_epoch = math.inf, 0
-        #: Errors of the weights that are kept.
-        self.best_errors: dict[str, Measured | None] = {}
-        self._best_weights: dict[str, Tensor] = {}
-
-    @property
-    def best_epoch(self) -> int:
-        """Epoch the kept weights are from; 0 is the potential before training."""
-        return self._best_epoch
+        self._replay_pieces = self._replay_from(0)
 
     def fit(self) -> None:
-        """Run all epochs and load the best weights.
+        """Run all epochs, or those that are left after :meth:`load`, and load the best weights.
 
         Raises
         ------
         TrainingError
-            If a loss is not finite; the best weights so far are kept and the frames are named.
+            If losses or gradients are not finite several times in a row; the frames are named.
         """
+        if not self.initial:
+            self._begin()
+        try:
+            while self.progress.epoch <= self.task.epochs and not self._stops_early():
+                self._epoch()
+        finally:
+            self.best.load_into(self.potential)
+
+    def _begin(self) -> None:
         self.initial = {"train": self.task.untouched, **self._errors(self.potential)}
-        self._keep_if_best(0, self.initial)
+        score = self._score(self.initial)
+        if score is not None and not math.isfinite(score):
+            raise TrainingError(f"the loss of the untouched model on the validation or replay frames is {score}")
+        self.best.keep_if_better(0, score, self.initial, self.potential)
         columns = self.task.columns
         self.log(header_line(columns))
         row = epoch_row(0, self.initial, columns, learning_rate=0.0, penalty=0.0, seconds=0.0)
         self.log(epoch_line(row, columns, best=True))
-        try:
-            for epoch in range(1, self.task.epochs + 1):
-                self._epoch(epoch)
-                if self._stops_early(epoch):
-                    break
-        finally:
-            self._load_best()
+        self.task.begin_epoch()
+        if self.keeper is not None:
+            self.keeper.after_epoch(self)
 
-    def _epoch(self, epoch: int) -> None:
-        start = time.perf_counter()
-        rate = float(self._schedule.get_last_lr()[0])
+    def _epoch(self) -> None:
+        progress = self.progress
+        self._clock = time.perf_counter() - progress.seconds
+        if progress.steps == 0:
+            progress.learning_rate = float(self._schedule.get_last_lr()[0])
         # Processors may differ in a last digit, which would add up over a run.
         named = [*self.potential.native_parameters(), *self.evaluated.native_parameters()]
         own = [parameter for parameter, _ in self.task.own_parameters()]
         self.processes.same_([*(parameter for _, parameter in named), *own])
-        indices = torch.randperm(self.task.size, generator=self._generator).tolist()
-        order = [
-            indices[first : first + self.task.batch_size] for first in range(0, len(indices), self.task.batch_size)
-        ]
-        with self.log.bar(self._steps_per_epoch, f"epoch {epoch}") as bar:
-            self.train(order, bar.update)
+        with self.log.bar(self._steps_per_epoch, f"epoch {progress.epoch}", progress.steps) as bar:
+
+            def on_step() -> None:
+                bar.update()
+                progress.steps += 1
+                if self.keeper is not None:
+                    self.keeper.after_step(self)
+
+            order = epoch_batches(self.task.size, self.task.batch_size, self.config.seed, progress.epoch)
+            self.train(order[progress.steps :], on_step)
+        self._end_epoch()
+        if self.keeper is not None:
+            self.keeper.after_epoch(self)
+
+    def _end_epoch(self) -> None:
+        """Measure, choose, tell, and make ready for the next epoch."""
+        progress, epoch = self.progress, self.progress.epoch
         trained = self.task.train_errors()
-        for note in self.task.notes():
+        for note in (*progress.notes(), *self.task.notes()):
             self.log(f"note: {note}")
         errors = {"train": trained, **self._errors(self.evaluated)}
-        best = self._keep_if_best(epoch, errors)
-        penalty = self.penalty.value() if self.penalty is not None else 0.0
-        seconds = time.perf_counter() - start
-        values = {"learning_rate": rate, "penalty": penalty, "seconds": seconds, "best": best}
+        best = self.best.keep_if_better(epoch, self._score(errors), errors, self.evaluated)
+        values = {
+            "learning_rate": progress.learning_rate,
+            "penalty": self.penalty.value() if self.penalty is not None else 0.0,
+            "skipped_steps": progress.skipped,
+            "seconds": time.perf_counter() - self._clock,
+            "best": best,
+        }
         self.rows.append({"stage": self.task.name, **epoch_row(epoch, errors, self.task.columns, **values)})
         self.log(epoch_line(self.rows[-1], self.task.columns, best))
-        if self.on_epoch is not None:
-            self.on_epoch(self)
+        self.progress = progress.next_epoch()
+        self._clock = time.perf_counter()
+        self.task.begin_epoch()
 
     def train(self, order: Sequence[list[int]], on_step: Callable[[], object] | None = None) -> None:
         """One iteration on each batch of training examples, with the replay batches that come next."""
-        for batch, pieces in zip(order, self.task.batches(order), strict=True):
-            self._iteration(batch, pieces)
+        for pieces in self.task.batches(order):
+            self._iteration(pieces)
             if on_step is not None:
                 on_step()
 
-    def _iteration(self, batch: list[int], target: list[Piece]) -> None:
+    def _iteration(self, target: list[Piece]) -> None:
         """One target batch and, with replay, one replay batch."""
         replay = next(self._replay_pieces, None)
-        try:
-            if replay is None:
-                self._updater.update(target)
-            elif self.config.replay_schedule == "joint":
-                self._updater.update([*target, *replay])
-            else:
-                self._updater.update(target)
-                self._updater.update(replay)
-        except TrainingError as error:
-            where = f"training {self.task.name} {batch} and replay frames {self._replay_batch}"
-            raise TrainingError(f"{error} in the step on {where}") from None
+        if replay is None:
+            updates = [target]
+        else:
+            self.progress.replayed += 1
+            updates = [[*target, *replay]] if self.config.replay_schedule == "joint" else [target, replay]
+        failures = [failure for failure in map(self._update, updates) if failure is not None]
+        self.progress.count(failures, self.config.max_skipped_steps, self.log)
         self._schedule.step()
         if self._average is not None:
             self._average.update_parameters(self.potential)
 
-    def _shuffled_replay(self) -> Iterator[list[int]]:
-        """Endless shuffled batches of replay structures."""
-        assert self.replay.trained is not None
-        count = len(self.replay.trained)
-        size = min(self.config.replay_batch_size or self.config.batch_size, count)
-        generator = torch.Generator().manual_seed(self.config.seed + 1)
-        while True:
-            order = torch.randperm(count, generator=generator).tolist()
-            for first in range(0, count - size + 1, size):
-                self._replay_batch = order[first : first + size]
-                yield self._replay_batch
+    def _update(self, pieces: list[Piece]) -> NotFiniteError | None:
+        """Make a step, or tell why it cannot be made."""
+        try:
+            self._updater.update(pieces)
+        except NotFiniteError as error:
+            return error
+        return None
+
+    def _replay_from(self, number: int) -> Iterator[list[Piece]]:
+        """Pieces of the replay batches from this one on, without end; none without replay."""
+        trained, config = self.replay.trained, self.config
+        if trained is None:
+            return iter(())
+        batches = endless_batches(len(trained), config.replay_batch_size or config.batch_size, config.seed + 1)
+        return trained.pieces(itertools.islice(batches, number, None))
+
+    def state(self) -> State:
+        """Everything that the rest of the training depends on. All processes have to call this together."""
+        state = State()
+        state.add("weights", self.potential.native_parameters())
+        state.add("own", ((str(k), parameter) for k, (parameter, _) in enumerate(self.task.own_parameters())))
+        tensors, rates = optimizer_state(self._updater.optimizer)
+        state.add("optimizer", tensors.items())
+        if self._average is not None:
+            state.add("average", self.evaluated.native_parameters())
+            state.values["averaged"] = int(self._average.n_averaged)
+        self.best.add_to(state)
+        seconds = time.perf_counter() - self._clock
+        state.values |= {
+            "progress": asdict(self.progress) | {"seconds": seconds},
+            "rates": rates,
+            "schedule": self._schedule.state_dict(),
+            "initial": measured_to_json(self.initial),
+            "rows": self.rows,
+            # Each process has noted its own share.
+            "tasks": self.processes.gather(self.task.state()),
+        }
+        return state
+
+    def load(self, state: State) -> None:
+        """Go on from what :meth:`state` gave.
+
+        Raises
+        ------
+        CheckpointError
+            If it is of another training.
+        """
+        try:
+            self._load(state)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"the checkpoint does not fit this training: {error!r}") from error
+
+    def _load(self, state: State) -> None:
+        values = state.values
+        copy_into(self.potential.native_parameters(), state.group("weights"))
+        own = [(str(k), parameter) for k, (parameter, _) in enumerate(self.task.own_parameters())]
+        copy_into(own, state.group("own"))
+        load_optimizer_state(self._updater.optimizer, state.group("optimizer"), values["rates"])
+        self._schedule.load_state_dict(dict(values["schedule"]))
+        if self._average is not None:
+            copy_into(self.evaluated.native_parameters(), state.group("average"))
+            self._average.n_averaged.fill_(int(values["averaged"]))
+        self.best.load_from(state, self.potential)
+        self.progress = Progress(**values["progress"])
+        self.initial = measured_from_json(values["initial"])
+        self.rows[:] = values["rows"]
+        self._replay_pieces = self._replay_from(self.progress.replayed)
+        self.task.begin_epoch()
+        # With another number of processes the first one goes on from what all had noted.
+        parts = values["tasks"]
+        mine = parts if self.processes.is_first else []
+        for part in [parts[self.processes.rank]] if len(parts) == self.processes.size else mine:
+            self.task.load_state(part)
 
     @property
     def evaluated(self) -> Potential:
@@ -187,22 +284,11 @@ class Trainer:
             "replay": evaluate(potential, self.replay.watched, self.config.loss, processes=self.processes),
         }
 
-    def _keep_if_best(self, epoch: int, errors: dict[str, Measured | None]) -> bool:
-        score = self._score(errors)
-        if epoch == 0 and score is not None and not math.isfinite(score):
-            raise TrainingError(f"the loss of the untouched model on the validation or replay frames is {score}")
-        # Without validation frames there is nothing to choose by: the last epoch is the result.
-        if score is not None and not score < self._best_score:
-            return False
-        self._best_score = self._best_score if score is None else score
-        self._best_epoch = epoch
-        self.best_errors = errors
-        source = self.evaluated if epoch else self.potential
-        self._best_weights = {name: p.detach().clone() for name, p in source.native_parameters()}
-        return True
-
     def _score(self, errors: dict[str, Measured | None]) -> float | None:
-        """Validation loss plus, where forgetting is fought, the weighted rise of what replay measures."""
+        """Validation loss plus, where forgetting is fought, the weighted rise of what replay measures.
+
+        Without validation examples there is nothing to choose by.
+        """
         valid, replay, before = errors["valid"], errors["replay"], self.initial["replay"]
         if valid is None:
             return None
@@ -211,14 +297,9 @@ class Trainer:
             return valid.loss
         return valid.loss + self.config.replay_weight * max(0.0, self.task.forgetting(replay, before))
 
-    def _stops_early(self, epoch: int) -> bool:
-        patience = self.config.early_stopping
-        if patience is None or epoch - self._best_epoch < patience:
+    def _stops_early(self) -> bool:
+        patience, done = self.config.early_stopping, self.progress.epoch - 1
+        if patience is None or done - self.best.epoch < patience:
             return False
         self.log(f"stopped early: no better score for {patience} epochs")
         return True
-
-    @torch.no_grad()
-    def _load_best(self) -> None:
-        for name, parameter in self.potential.native_parameters():
-            parameter.copy_(self._best_weights[name])

@@ -39,6 +39,11 @@ class Prediction:
     forces: Tensor | None = None
     stress: Tensor | None = None
 
+    def detach(self) -> Prediction:
+        """The same numbers without their graph."""
+        forces, stress = (None if value is None else value.detach() for value in (self.forces, self.stress))
+        return Prediction(self.energies.detach(), self.energy.detach(), forces, stress)
+
 
 class Potential(nn.Module, ABC):
     """A differentiable interatomic potential: per-atom energies as a function of edge vectors.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ase_finetune.errors import InputError
+from ase_finetune.options import check_types
 from ase_finetune.trajectories.structures import Structures, check_match, complete_cells, displacements
 
 __all__ = [
@@ -150,6 +151,7 @@ class StructureLoss:
     align: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self, "loss.")
         for name, weight in self.weights.items():
             if not 0 <= weight < math.inf:
                 raise InputError(f"the weight of {name} must be finite and not negative, got {weight}")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ase import units
 
-from ase_finetune.data import Frame, FrameSet, check_units, outliers
+from ase_finetune.data import Frame, FrameSet, check_units, find_outliers
 from ase_finetune.errors import DataError, InputError
 from tests.data.conftest import salt
 
@@ -142,25 +142,31 @@ def test_one_prediction_for_each_frame():
     frames = truth()
     with pytest.raises(InputError, match="1 predictions of forces for the 8 frames of train"):
         check_units(frames, [np.zeros((8, 3))])
-    with pytest.raises(InputError, match="2 predictions of energies"):
-        outliers(frames, [0.0, 0.0])
+    with pytest.raises(InputError, match="2 predictions of stress"):
+        check_units(frames, model(frames)[0], [np.zeros(6)] * 2)
 
 
 def test_outliers_are_told():
     frames = truth(20)
-    energies = [-20.0] * 20
-    forces = model(frames)[0]
-    assert outliers(frames, energies, forces) == []
-    broken = frames.with_energies([-60.0 if i == 4 else frame.energy for i, frame in enumerate(frames)])
-    broken = FrameSet(
-        "train",
-        [dataclasses.replace(f, forces=f.forces * 300) if f.index == 7 else f for f in broken if f.forces is not None],
-    )
-    notes = outliers(broken, energies, forces)
-    assert len(notes) == 2
-    assert notes[0].startswith("frame 4 of train (list): energy -5 eV/atom")
-    assert notes[1].startswith("frame 7 of train (list): largest force error")
+    rng = np.random.default_rng(3)
+    errors = {name: scale * rng.normal(size=20) for name, scale in (("energy", 0.1), ("forces", 1.0), ("stress", 0.01))}
+    assert find_outliers(frames, **errors) == []
+    errors["energy"][4] -= 5.0
+    errors["forces"][7] += 100.0
+    errors["stress"][[7, 9]] += 2.0
+    found = find_outliers(frames, **errors)
+    assert [outlier.position for outlier in found] == [4, 7, 7, 9]
+    assert found[0].text.startswith("frame 4 of train (list): energy -5")
+    assert "eV/atom from the median difference, " in found[0].text
+    assert found[1].text.startswith("frame 7 of train (list): largest force error +")
+    assert found[3].text.startswith("frame 9 of train (list): largest stress error +2")
 
 
 def test_outliers_need_company():
-    assert outliers(truth(2), [0.0, 99.0]) == []
+    assert find_outliers(truth(2), energy=[0.0, 99.0]) == []
+    assert find_outliers(truth(4), energy=[0.0, 99.0, np.nan, np.nan]) == []
+
+
+def test_frames_fitted_all_but_perfectly_are_no_outliers():
+    assert find_outliers(truth(5), energy=[0, 0, 0, 0, 0.019], forces=[0, 0, 0, 0, 0.19]) == []
+    assert len(find_outliers(truth(5), energy=[0, 0, 0, 0, 0.021], forces=[0, 0, 0, 0, 0.21])) == 2

@@ -16,7 +16,6 @@ from ase_finetune.data import (
     check_units,
     data_report,
     fit_reference,
-    outliers,
     read_frames,
     split_frames,
 )
@@ -111,14 +110,17 @@ def test_checks_are_the_same(both):
     assert fit_reference(streamed, energies) == fit_reference(in_memory, energies)
     offsets = fit_reference(in_memory, energies)
     assert align(streamed, offsets).digest() == align(in_memory, offsets).digest()
-    notes = [check_units(frames, forces, stress) + outliers(frames, energies, forces) for frames in both]
-    assert notes[0] == notes[1]
-    assert any("frame 4 of train" in note for note in notes[0])
-    check = PredictionCheck(streamed)
-    for position in rng.permutation(30).tolist():
-        check.add(position, float(energies[position]), forces[position], stress[position])
-    assert check.energies == energies.tolist()
-    assert len(check.notes()) == len(notes[0])
+    checks = [PredictionCheck(frames) for frames in both]
+    for check in checks:
+        for position in rng.permutation(30).tolist():
+            check.add(position, float(energies[position]), forces[position], stress[position])
+    assert checks[0].energies == checks[1].energies == energies.tolist()
+    assert checks[0].force_errors == checks[1].force_errors
+    assert checks[0].stress_errors == checks[1].stress_errors
+    assert np.argmax(checks[0].force_errors) == 4
+    first = in_memory[0]
+    assert checks[0].stress_errors[0] == pytest.approx(np.abs(first.stress - stress[0]).max())
+    assert len(checks[0].notes()) == len(checks[1].notes()) == len(check_units(in_memory, forces, stress))
     messages = []
     for frames in both:
         with pytest.raises(DataError) as caught:

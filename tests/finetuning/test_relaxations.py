@@ -108,7 +108,7 @@ def test_history_and_metadata(pairs, held_out, tmp_path):
         assert row["valid_total"] == 4
         assert math.isnan(row["replay_loss"])
     assert calc.metadata["split_relaxations"] == "validation pairs given"
-    assert set(calc.metadata["data"]) == {"replay", "relaxations", "valid_relaxations"}
+    assert set(calc.metadata["data"]) == {"relaxations", "valid_relaxations"}
     with (tmp_path / "run" / "history.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert float(rows[1]["valid_strain_median"]) == pytest.approx(calc.history[1]["valid_strain_median"])

@@ -34,17 +34,13 @@ def fuzzer(tmp_path_factory):
     return Fuzzer(tmp_path_factory.mktemp("fuzz"))
 
 
-#: Options are not checked for their types yet.
-OPEN = ("YAML", "options")
-
-
 def kinds() -> list[Any]:
     if sys.platform != "linux":
         return []
     from benchmarks.reliability.corpus import KINDS
 
     here = [kind for kind in KINDS if "SevenNet" not in kind or helpers.HAS_SEVENN]
-    return [pytest.param(kind, marks=[pytest.mark.xfail(strict=False)] if kind in OPEN else []) for kind in here]
+    return here
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,0 +1,228 @@
+"""What must not be forgotten: replay structures, their labels, and the Fisher information."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ase_finetune.continual import (
+    EWCPenalty,
+    FisherInformation,
+    empirical_fisher,
+    gaussian_fisher,
+    load_anchor,
+    load_fisher,
+    pseudo_label,
+)
+from ase_finetune.data import FrameSet, ReferenceOffsets, embedded_replay, read_frames
+from ase_finetune.errors import CheckpointError, DataError, InputError
+from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.finetuning.context import Context
+from ase_finetune.finetuning.history import Log
+from ase_finetune.finetuning.prepared import Prepared
+from ase_finetune.finetuning.preparing import Frames
+from ase_finetune.graphs import AtomGraph
+from ase_finetune.potentials.base import Potential
+
+
+def shift_labels(graphs: Sequence[AtomGraph], offsets: ReferenceOffsets) -> list[AtomGraph]:
+    """Replay labels in the reference of a model whose own per-element energies were moved by ``offsets``."""
+    shifted = []
+    for graph in graphs:
+        assert graph.energy is not None
+        assert graph.energy_mask is not None
+        offset = offsets.energy(graph.numbers.tolist())
+        shifted.append(graph.replace(energy=graph.energy + offset * graph.energy_mask.to(graph.energy)))
+    return shifted
+
+
+class OldStructures(NamedTuple):
+    """Replay structures to use, and those that only watch forgetting."""
+
+    frames: FrameSet
+    trained: int
+
+    def graphs(self, potential: Potential) -> list[AtomGraph]:
+        """All of them, the used ones first, with the labels of their file."""
+        return list(self.frames.graphs(potential.cutoff, potential.dtype))
+
+    @property
+    def describe(self) -> Callable[[int], str]:
+        """How messages name one of those that are used."""
+        return self.frames.describe
+
+
+def read_replay(potential: Potential, replay: Frames | None, config: FinetuneConfig, log: Log) -> OldStructures | None:
+    """The replay structures that the model knows, in their roles; ``None`` without any.
+
+    Raises
+    ------
+    InputError, DataError
+        If the method needs some, or they cannot be used.
+    """
+    if replay is None:
+        if config.uses_replay:
+            raise InputError(f"method={config.method!r} needs replay structures, but replay=None")
+        if config.uses_ewc and config.fisher in ("auto", "label-free", "empirical"):
+            raise InputError("estimating the Fisher information needs replay structures, but replay=None")
+        return None
+    if isinstance(replay, str) and replay == "embedded":
+        frames = read_frames(embedded_replay(), name="replay", require_labels=False)
+    else:
+        frames = read_frames(replay, name="replay", require_labels=False)
+    known = set(potential.numbers)
+    usable = [index for index, frame in enumerate(frames) if known.issuperset(frame.atoms.numbers.tolist())]
+    if len(usable) < len(frames):
+        log(f"replay: {len(frames) - len(usable)} of {len(frames)} structures hold elements the model does not know")
+    usable = usable[: config.replay_size + config.monitor_size]
+    if len(usable) < 2:
+        raise DataError(f"replay has {len(usable)} usable structures; at least 2 are needed")
+    trained, watching = _roles(len(usable), config)
+    frames = frames.select([usable[index] for index in (*trained, *watching)])
+    if config.replay_labels == "data" and not any(frames.num_labels.values()):
+        raise DataError("replay_labels='data', but the replay structures carry no labels")
+    return OldStructures(frames, len(trained))
+
+
+def label_replay(run: Context, old: OldStructures | None) -> tuple[list[AtomGraph], list[AtomGraph]]:
+    """Labelled replay graphs to use, and held-out ones to watch forgetting.
+
+    Raises
+    ------
+    InputError
+        If the Fisher information needs labels that are not there.
+    """
+    if old is None:
+        return [], []
+    config, log, graphs = run.config, run.log, old.graphs(run.potential)
+    has_labels = any(old.frames.num_labels.values())
+    if config.replay_labels == "data" or (config.replay_labels == "auto" and has_labels):
+        log(f"replay: {len(graphs)} structures with the labels of their file")
+        return graphs[: old.trained], graphs[old.trained :]
+    if config.uses_ewc and config.fisher == "empirical":
+        raise InputError(
+            "fisher='empirical' needs replay structures with labels of their own: on labels made by the model "
+            "itself the residuals vanish; use the label-free form (fisher='label-free')"
+        )
+    bare = [graph.without_labels() for graph in graphs]
+
+    def label() -> dict[str, torch.Tensor]:
+        with log.bar(len(bare), "pretrained model on replay") as bar:
+            shared: dict[str, Any] = {"on_structure": bar.update, "processes": run.processes}
+            made = pseudo_label(run.potential, bare, cache=_cache_folder(), **shared)
+        return {
+            f"{index} {name}": value
+            for index, graph in enumerate(made)
+            for name, value in (("energy", graph.energy), ("forces", graph.forces), ("stress", graph.stress))
+            if value is not None and bool(getattr(graph, f"{name}_mask").all())
+        }
+
+    labels = run.prepared.tensors("replay labels", label)
+    graphs = [
+        graph.with_labels(*(labels.get(f"{index} {name}") for name in ("energy", "forces", "stress")))
+        for index, graph in enumerate(bare)
+    ]
+    log(f"replay: {len(graphs)} structures labelled by the pretrained model")
+    return graphs[: old.trained], graphs[old.trained :]
+
+
+def _roles(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
+    """Which of ``count`` replay structures the method uses, and which only watch forgetting.
+
+    Every k-th one watches, whatever the method, so that methods can be compared. The embedded structures
+    are ordered by diversity, so both parts stay diverse.
+    """
+    watching = np.linspace(0, count - 1, min(config.monitor_size, count // 2)).round().astype(int).tolist()
+    others = [index for index in range(count) if index not in set(watching)]
+    used = config.replay_size if config.uses_replay else config.fisher_size if config.uses_ewc else 0
+    return others[:used], watching
+
+
+def build_penalty(run: Context, replay: list[AtomGraph]) -> tuple[EWCPenalty, FisherInformation]:
+    """The EWC penalty of the config; Fisher information is estimated, or read if it is of the pretrained model.
+
+    Raises
+    ------
+    CheckpointError
+        If a Fisher file belongs to another model or loss.
+    """
+    config, log, potential = run.config, run.log, run.potential
+    fisher = _known_fisher(run.prepared, lambda: _fisher(run, replay))
+    own = fisher.metadata.get("kind") != "published"
+    normalize = own if config.fisher_normalize is None else config.fisher_normalize
+    if normalize:
+        fisher = fisher.normalized()
+    strength = config.ewc_lambda
+    if strength is None:
+        strength = DEFAULT_LAMBDA_NORMALIZED if normalize else DEFAULT_LAMBDA_RAW
+    anchor = None
+    if config.fisher_anchor is not None:
+        path = config.fisher_anchor
+        anchor = run.prepared.tensors("anchor", lambda: _checked_anchor(potential, path))
+    penalty = EWCPenalty(
+        potential.native_parameters(trainable_only=True),
+        fisher,
+        strength,
+        anchor=anchor,
+        known=[name for name, _ in potential.native_parameters()],
+    )
+    shares = list(fisher.shares().items())[:3]
+    kind = fisher.metadata.get("kind", "unknown")
+    log(
+        f"Fisher information: {kind}, {'divided by its mean' if normalize else 'as it is'}, lambda {strength:g}; "
+        f"largest shares: {', '.join(f'{name} {share:.0%}' for name, share in shares)}"
+    )
+    return penalty, fisher
+
+
+def _known_fisher(prepared: Prepared, compute: Callable[[], FisherInformation]) -> FisherInformation:
+    """The Fisher information that was found when the run was started, or finds it."""
+    found: list[FisherInformation] = []
+
+    def values() -> Mapping[str, torch.Tensor]:
+        found.append(compute())
+        return found[0].values
+
+    tensors = prepared.tensors("Fisher information", values)
+    metadata = prepared.value("metadata of the Fisher information", lambda: found[0].metadata)
+    return FisherInformation(tensors, metadata)
+
+
+def _checked_anchor(potential: Potential, path: str) -> dict[str, torch.Tensor]:
+    """Anchor parameters, which must be those of the pretrained model: else they are of another one."""
+    anchor = load_anchor(path)
+    for name, parameter in potential.native_parameters(trainable_only=True):
+        value = anchor.get(name)
+        if value is not None and value.shape == parameter.shape:
+            difference = float((value.to(parameter) - parameter.detach()).abs().max())
+            if difference > 1e-4 * max(1.0, float(parameter.detach().abs().max())):
+                raise CheckpointError(f"{path} is the anchor of another model: {name} differs by {difference:.2g}")
+    return anchor
+
+
+#: EWC strength for a Fisher information divided by its mean, and the published one for a raw Fisher.
+DEFAULT_LAMBDA_NORMALIZED = 1e-2
+DEFAULT_LAMBDA_RAW = 1e5
+
+
+def _fisher(run: Context, replay: list[AtomGraph]) -> FisherInformation:
+    config, log, potential = run.config, run.log, run.potential
+    graphs = replay[: config.fisher_size]
+    shared: dict[str, Any] = {"seed": config.seed, "processes": run.processes}
+    if config.fisher in ("auto", "label-free"):
+        with log.bar(len(graphs) * config.fisher_draws, "Fisher information") as bar:
+            return gaussian_fisher(potential, graphs, draws=config.fisher_draws, on_structure=bar.update, **shared)
+    if config.fisher == "empirical":
+        shared["probes"] = config.fisher_probes
+        with log.bar(len(graphs), "Fisher information") as bar:
+            return empirical_fisher(potential, graphs, config.loss, on_structure=bar.update, **shared)
+    return load_fisher(config.fisher, model_hash=run.metadata["base_hash"], loss=config.loss)
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ase_finetune" / "replay"
