@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import types
@@ -36,15 +35,10 @@ def check_types(options: Any, prefix: str = "") -> None:
     InputError
         If a value is of another type; the message names the option.
     """
-    hints = _hints(type(options))
+    hints = get_type_hints(type(options))
     for item in dataclasses.fields(options):
         value = _checked(prefix + item.name, getattr(options, item.name), hints[item.name])
         object.__setattr__(options, item.name, value)
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:

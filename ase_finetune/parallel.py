@@ -161,7 +161,7 @@ def launched(device: str = "auto") -> Processes:
     InputError
         If one device is named for several processes, or processes and GPUs do not fit.
     """
-    found = _layout(os.environ)
+    found = layout(os.environ)
     if found is None:
         return ALONE
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -186,7 +186,7 @@ def launched(device: str = "auto") -> Processes:
     return Processes(fabric)
 
 
-def _layout(environment: Mapping[str, str]) -> tuple[int, int, str] | None:
+def layout(environment: Mapping[str, str]) -> tuple[int, int, str] | None:
     """Processes per node, nodes and launcher; ``None`` where there is none."""
     if "TORCHELASTIC_RUN_ID" in environment:
         everywhere, on_node = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])

@@ -138,15 +138,15 @@ class Peak:
                 forget.write_text("5")  # Linux: the highest resident set so far is forgotten
             except OSError:
                 print("the peak of loading cannot be forgotten; small peaks hide behind it", file=sys.stderr)
-        self._before = _resident("VmRSS")
+        self._before = resident("VmRSS")
 
     def read(self) -> int:
         if self._gpu is not None:
             return torch.cuda.max_memory_allocated(self._gpu) - self._before
-        return _resident("VmHWM") - self._before
+        return resident("VmHWM") - self._before
 
 
-def _resident(name: str) -> int:
+def resident(name: str) -> int:
     """Bytes of resident memory now (VmRSS) or at most (VmHWM); only the latter where there is no /proc."""
     status = Path("/proc/self/status")
     if not status.exists():

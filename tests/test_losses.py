@@ -176,11 +176,11 @@ def test_residuals_without_labels_raise(world):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "hubert"}, "'hubert' is not known; use 'huber', 'mse' or 'l1'"),
+        ({"kind": "hubert"}, "loss.kind='hubert' is not known; use one of huber, mse, l1"),
         ({"huber_delta": 0.0}, "huber_delta must be positive, got 0"),
-        ({"huber_delta": float("nan")}, "huber_delta must be positive"),
+        ({"huber_delta": float("nan")}, "loss.huber_delta must be a number, got nan"),
         ({"energy_weight": -1.0}, "energy_weight must not be negative, got -1"),
-        ({"forces_weight": float("nan")}, "forces_weight must not be negative, got nan"),
+        ({"forces_weight": float("nan")}, "loss.forces_weight must be a number, got nan"),
         ({"stress_weight": -0.1}, "stress_weight must not be negative"),
         ({"energy_weight": 0, "forces_weight": 0, "stress_weight": 0}, "all loss weights are 0"),
     ],

@@ -16,7 +16,7 @@ import torch
 from ase.io import write
 
 from ase_finetune.errors import InputError, TrainingError
-from ase_finetune.parallel import ALONE, _layout, launched
+from ase_finetune.parallel import ALONE, launched, layout
 from ase_finetune.potentials import save_potential
 from tests import morse
 from tests.parallel_worker import METHODS
@@ -173,12 +173,12 @@ def test_shares_are_even_and_complete(size):
 def test_launches_are_told_apart():
     torchrun = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
     srun = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "3", "SLURM_NTASKS": "8"}
-    assert _layout(torchrun) == (4, 2, "torchrun")
-    assert _layout(srun) == _layout(srun | {"SLURM_JOB_NAME": "interactive"}) == (4, 2, "slurm")
-    assert _layout({}) is None
+    assert layout(torchrun) == (4, 2, "torchrun")
+    assert layout(srun) == layout(srun | {"SLURM_JOB_NAME": "interactive"}) == (4, 2, "slurm")
+    assert layout({}) is None
     # A batch script that starts python without srun is one process, whatever was asked for.
-    assert _layout({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "fit"}) is None
-    assert _layout({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
+    assert layout({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "fit"}) is None
+    assert layout({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
 
 
 def test_one_device_for_several_processes_is_refused(monkeypatch):

@@ -18,10 +18,10 @@ import torch
 from ase_finetune.analysis.compatibility import Problem, diagnose, mend_backends
 from ase_finetune.analysis.self_test import Trial, first_line, run_trials
 from ase_finetune.errors import BackendNotInstalledError
-from ase_finetune.parallel import _layout as layout
+from ase_finetune.parallel import layout
 from ase_finetune.potentials import list_models
 from ase_finetune.potentials.imports import import_backend
-from ase_finetune.potentials.registry import _places as model_places
+from ase_finetune.potentials.registry import places_of as model_places
 from ase_finetune.version import __version__
 
 T = TypeVar("T")

@@ -35,14 +35,16 @@ LOAD_ERRORS = (
     ValueError,
 )
 
-_LOCK = threading.RLock()  # the list of what torch loads is one for the whole process
+#: To be held while models are imported, built or loaded. What torch may load, the environment, the filters of warnings
+#: and the compiler behind e3nn are one for the whole process, whatever threads there are.
+ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
 def safe_globals(allowed: list[Any]) -> Iterator[None]:
     """Let ``torch.load(weights_only=True)`` accept ``allowed`` for the length of the block; one thread at a time."""
     serialization: Any = torch.serialization
-    with _LOCK:
+    with ONE_AT_A_TIME:
         before = list(serialization.get_safe_globals())
         serialization.add_safe_globals(allowed)
         try:
@@ -56,14 +58,15 @@ def safe_globals(allowed: list[Any]) -> Iterator[None]:
 
 @contextmanager
 def unchanged_environment() -> Iterator[None]:
-    """Undo what the block does to the environment variables."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        os.environ.update(before)
+    """Undo what the block does to the environment variables; one thread at a time."""
+    with ONE_AT_A_TIME:
+        before = dict(os.environ)
+        try:
+            yield
+        finally:
+            for name in set(os.environ) - set(before):
+                del os.environ[name]
+            os.environ.update(before)
 
 
 def import_backend(module: str, install: str) -> ModuleType:
@@ -82,7 +85,7 @@ def import_backend(module: str, install: str) -> ModuleType:
         With the reason, if the package is missing or does not import.
     """
     try:
-        with safe_globals([slice]), unchanged_environment(), warnings.catch_warnings():
+        with ONE_AT_A_TIME, safe_globals([slice]), unchanged_environment(), warnings.catch_warnings():
             # Deprecations inside third-party packages are not the user's business.
             warnings.simplefilter("ignore")
             importlib.import_module("e3nn.o3")

@@ -26,6 +26,7 @@ from ase_finetune.potentials import downloads
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.catalog import CATALOG, Availability, ModelInfo
 from ase_finetune.potentials.formats import CONFIG_FILE
+from ase_finetune.potentials.imports import ONE_AT_A_TIME
 from ase_finetune.potentials.mace import MACEPotential
 from ase_finetune.potentials.sevennet import SevenNetPotential
 from ase_finetune.potentials.storage import load_potential_dir
@@ -65,7 +66,7 @@ def locate_model(name: str, download: bool = True) -> Path:
         raise UnknownModelError(f"no pretrained model is called {name!r}{_suggestion(name)}")
     if info.availability == "unsupported":
         raise InputError(f"{info.name} is {info.note}")
-    places = _places(info)
+    places = places_of(info)
     for path, _ in places:
         if path.is_file():
             return path
@@ -135,7 +136,8 @@ def load_potential(
         if head is not None and head != model.head:
             raise InputError(f"the given potential uses head {model.head!r}, head={head!r} was asked for")
         return model, {}
-    potential, metadata = _load(model, head, trust_pickle)
+    with ONE_AT_A_TIME:
+        potential, metadata = _load(model, head, trust_pickle)
     return potential.to(device=device, dtype=dtype), metadata
 
 
@@ -247,7 +249,7 @@ def _needs(info: ModelInfo) -> str:
     return f"needs {info.backend}: pip install {_INSTALL[info.backend]}"
 
 
-def _places(info: ModelInfo) -> list[tuple[Path, Availability]]:
+def places_of(info: ModelInfo) -> list[tuple[Path, Availability]]:
     """Where the file may be, the download target last."""
     package = _package(info.backend)
     shipped: list[tuple[Path, Availability]] = []
@@ -263,7 +265,7 @@ def _places(info: ModelInfo) -> list[tuple[Path, Availability]]:
 
 def _is_shipped(info: ModelInfo, path: Path) -> bool:
     """Whether a file came with the installed backend, so that loading it runs installed code."""
-    return (path, "shipped") in _places(info)
+    return (path, "shipped") in places_of(info)
 
 
 def _with_availability(info: ModelInfo) -> ModelInfo:
@@ -271,7 +273,7 @@ def _with_availability(info: ModelInfo) -> ModelInfo:
         return info
     if _package(info.backend) is None:
         return dataclasses.replace(info, availability="unsupported", note=_needs(info))
-    for path, availability in _places(info):
+    for path, availability in places_of(info):
         if path.is_file():
             return dataclasses.replace(info, availability=availability)
     return dataclasses.replace(info, availability="unsupported" if info.url is None else "download")

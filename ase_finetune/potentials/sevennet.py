@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import importlib.metadata
 import warnings
@@ -254,7 +255,7 @@ def _renamed(function: Callable[..., Any], module: str) -> Callable[..., Any]:
 def _load_checkpoint(path: Path) -> dict[str, Any]:
     multiarray: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
     dtypes = [getattr(np.dtypes, name) for name in ("Float32DType", "Float64DType", "Int64DType")]
-    numpy_globals = [np.ndarray, np.dtype, *dtypes]
+    numpy_globals = [np.ndarray, np.dtype, *dtypes, codecs.encode]  # newer versions of torch know the last one
     numpy_globals += [
         _renamed(getattr(multiarray, function), module)
         for function in ("_reconstruct", "scalar")

@@ -10,6 +10,7 @@ at once, then earlier weights are removed. Whenever a save is killed, either the
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 from pathlib import Path
@@ -44,6 +45,7 @@ from ase_finetune.potentials.formats import (
     weights_name,
     write_description,
 )
+from ase_finetune.potentials.imports import ONE_AT_A_TIME
 from ase_finetune.version import __version__
 
 _DTYPES = {"torch.float32": "float32", "torch.float64": "float64"}
@@ -101,7 +103,8 @@ def save_potential(
         raise InputError(f"a potential in {potential.dtype} cannot be saved; convert it to float32 or float64")
     architecture = potential.architecture()
     state = _state(potential)
-    _check_rebuilds(potential, architecture, state)
+    with ONE_AT_A_TIME:
+        _check_rebuilds(potential, architecture, state)
     weights = save(state)
     digest = hashlib.sha256(weights).hexdigest()
     content = {
@@ -251,7 +254,10 @@ def _read_weights(path: Path, expected_hash: str) -> dict[str, Tensor]:
     return read_safetensors(path)[1]
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
-    installed = {name for names in importlib.metadata.packages_distributions().values() for name in names}
-    backends = sorted(installed & {"torch", "e3nn", "sevenn", "mace-torch"})
-    return {"ase_finetune": __version__} | {name: importlib.metadata.version(name) for name in backends}
+    found = {"ase_finetune": __version__}
+    for name in ("e3nn", "mace-torch", "sevenn", "torch"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -24,6 +24,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.io import write
 
+from ase_finetune import finetune
 from ase_finetune.cli import build_parser
 from ase_finetune.continual import FisherInformation, load_fisher, save_fisher
 from ase_finetune.data import read_frames, read_pairs
@@ -169,6 +170,30 @@ def _save_sevennet(folder: Path) -> Path:
     return folder / "model.pth"
 
 
+def _fit(folder: Path) -> Path:
+    _resume(folder / "run")
+    return folder / "run"
+
+
+def _resume(path: Path) -> dict[str, Any]:
+    """Go on with a run, of which the last checkpoint may be lost, but not the one before it too."""
+    frames = structures(4)
+    for atoms in frames:
+        atoms.calc.results["forces"] -= atoms.calc.results["forces"].mean(axis=0)
+    options: dict[str, Any] = {"method": "ewc", "epochs": 2, "fisher_size": 2, "monitor_size": 1, "device": "cpu"}
+    calculator = finetune(
+        MorsePotential([8, 14], depth=[0.3, 1.1]),
+        frames,
+        None,
+        replay=structures(4),
+        output=path,
+        resume=True,
+        verbose=False,
+        **options,
+    )
+    return {name: value.tolist() for name, value in calculator.potential.native_parameters()}
+
+
 _OPTIONS = {item.name for item in fields(FinetuneConfig)}
 
 
@@ -186,7 +211,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             if error.code != 2:
                 raise
             raise InputError(told.getvalue()) from error  # how a command line tells errors
-        config = FinetuneConfig.from_options({name: options[name] for name in _OPTIONS})
+        values = options.as_dict()
+        config = FinetuneConfig.from_options({name: values[name] for name in _OPTIONS})
     return check_config(config)
 
 
@@ -231,6 +257,7 @@ KINDS: dict[str, Kind] = {
     "potential weights": Kind(_save_morse, _load_potential, exact=True, harmed="*.safetensors"),
     "Fisher": Kind(_save_fisher, _load_fisher, exact=True),
     "published Fisher": Kind(_save_published_fisher, _load_fisher, exact=True),
+    "run": Kind(_fit, _resume, exact=True, harmed="checkpoints/*.safetensors"),
     "SevenNet .pth": Kind(_save_sevennet, _load_potential, exact=True),
     "YAML": Kind(_write_yaml, _read_yaml, text=True, named=("model", "output", *_OPTIONS)),
     "options": Kind(_write_options, _read_options, named=tuple(_OPTIONS)),

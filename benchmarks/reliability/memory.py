@@ -24,8 +24,7 @@ from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials import Potential
 from benchmarks.inputs import MODEL, RATE, flat_penalty, train, trainer
 from benchmarks.reliability.common import Check, options, quiet, record
-from benchmarks.workers import MIB
-from benchmarks.workers import _resident as resident
+from benchmarks.workers import MIB, resident
 
 GROWTH = 2.0  # %
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ase_finetune import FinetuneConfig, Loss
@@ -70,6 +72,14 @@ def test_round_trip(options):
     assert set(written) == set(EVERYTHING)
 
 
+def test_kinds_of_numbers():
+    """Numbers of numpy, whole numbers where others are wanted, and paths."""
+    config = FinetuneConfig(epochs=np.int64(3), learning_rate=np.float32(0.5), ewc_lambda=1, fisher=Path("fisher.pt"))
+    assert (config.epochs, config.learning_rate, config.ewc_lambda, config.fisher) == (3, 0.5, 1.0, "fisher.pt")
+    assert [type(value) for value in (config.epochs, config.learning_rate, config.ewc_lambda)] == [int, float, float]
+    json.dumps(config.to_dict())
+
+
 @pytest.mark.parametrize("patterns", [["a", "b*"], ("a", "b*"), iter(["a", "b*"])])
 def test_patterns_are_equal_however_given(patterns):
     assert FinetuneConfig(freeze=patterns) == FinetuneConfig(freeze=("a", "b*"))
@@ -95,7 +105,7 @@ def test_options_are_not_changed():
         ({"batchsize": 1}, "did you mean 'batch_size'"),
         ({"qqqq": 1}, "unknown option 'qqqq'; did you mean another"),
         ({"loss": {"kin": "mse"}}, "unknown option 'kin' of loss; did you mean 'kind'"),
-        ({"loss": "hubert"}, "loss 'hubert' is not known"),
+        ({"loss": "hubert"}, "loss.kind='hubert' is not known"),
         ({"loss": {"huber_delta": -1}}, "huber_delta must be positive"),
         ({"method": "rewc"}, "method='rewc' is not known; use one of naive, replay, ewc, reewc"),
         ({"optimizer": "sgd"}, "optimizer='sgd' is not known; use one of adam, adamw"),
@@ -109,7 +119,7 @@ def test_options_are_not_changed():
         ({"num_workers": -1}, "num_workers must not be negative"),
         ({"fisher_probes": 0}, "fisher_probes must be positive"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number, got nan"),
         ({"clip_norm": 0.0}, "clip_norm must be positive"),
         ({"early_stopping": 0}, "early_stopping must be positive"),
         ({"replay_size": 0}, "replay_size must be positive"),
@@ -124,7 +134,30 @@ def test_options_are_not_changed():
         ({"replay_weight": -1.0}, "replay_weight"),
         ({"monitor_size": -1}, "monitor_size"),
         ({"weight_decay": -1.0}, "weight_decay"),
-        ({"freeze": "shift"}, "freeze takes a list of patterns, got the string 'shift'"),
+        ({"monitor_size": [None]}, r"monitor_size must be a whole number, got \[None\]"),
+        ({"epochs": True}, "epochs must be a whole number, got True"),
+        ({"epochs": 2.0}, "epochs must be a whole number, got 2.0"),
+        ({"epochs": 10**30}, "epochs must be a whole number, got 1000"),
+        ({"weight_decay": "nan"}, "weight_decay must be a number, got 'nan'"),
+        ({"learning_rate": None}, "learning_rate must be a number, got None"),
+        ({"learning_rate": float("inf")}, "learning_rate must be positive, got inf"),
+        ({"learning_rate": 10**400}, "learning_rate must be a number, got 1000"),
+        ({"seed": float("nan")}, "seed must be a whole number"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"stream": 10**30}, "stream must be True or False"),
+        ({"group_by": None}, "group_by must be a text, got None"),
+        ({"fisher_normalize": ""}, "fisher_normalize must be True or False, got ''"),
+        ({"dtype": float("inf")}, "dtype=inf is not known; use one of float32, float64"),
+        ({"dtype": ["float32"]}, "dtype=.* is not known"),
+        ({"loss": {"huber_delta": []}}, r"loss.huber_delta must be a number, got \[\]"),
+        ({"loss": {3: 1}}, "unknown option 3 of loss"),
+        ({"loss": [1]}, r"loss must be Loss, got \[1\]"),
+        ({"bptt": {"steps": "many"}}, "bptt.steps must be a whole number, got 'many'"),
+        ({"bptt": {"start": 3}}, "bptt.start=3 is not known; use one of initial, relaxed, both"),
+        ({"bptt": {"loss": {"rmsd": "x"}}}, "loss.rmsd must be a number, got 'x'"),
+        ({"freeze": [3]}, r"freeze takes a list of texts, got \[3\]"),
+        ({"freeze": 3}, "freeze takes a list of texts, got 3"),
+        ({"freeze": "shift"}, "freeze takes a list of texts, got the string 'shift'"),
     ],
 )
 def test_invalid_values_name_the_option(options, message):

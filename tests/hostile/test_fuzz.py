@@ -39,8 +39,7 @@ def kinds() -> list[Any]:
         return []
     from benchmarks.reliability.corpus import KINDS
 
-    here = [kind for kind in KINDS if "SevenNet" not in kind or helpers.HAS_SEVENN]
-    return here
+    return [kind for kind in KINDS if "SevenNet" not in kind or helpers.HAS_SEVENN]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -43,7 +43,7 @@ def official(model, monkeypatch):
 
     def register(sha256=None):
         monkeypatch.setattr(registry, "CATALOG", (dataclasses.replace(info, sha256=sha256),))
-        return registry._places(info)[-1][0]
+        return registry.places_of(info)[-1][0]
 
     register()
     yield register

@@ -110,7 +110,7 @@ def test_mace_names_agree_with_mace(caches, monkeypatch):
     for function, key, url in calls:
         with contextlib.suppress(StopError):
             function(key)
-        assert registry._places(urls[url])[-1][0] == asked[-1], key
+        assert registry.places_of(urls[url])[-1][0] == asked[-1], key
 
 
 def test_list_says_what_is_here(caches):

@@ -249,7 +249,7 @@ def test_a_batch_is_its_structures():
     ("weights", "message"),
     [
         ({"rmsd": -1.0}, "the weight of rmsd must be finite and not negative, got -1.0"),
-        ({"strain": NAN}, "the weight of strain must be finite"),
+        ({"strain": NAN}, "loss.strain must be a number, got nan"),
         ({"energy": math.inf}, "the weight of energy must be finite"),
         ({"rmsd": 0.0, "strain": 0.0}, "all weights of the structure loss are 0"),
         ({"align": True, "remove_drift": False}, "needs remove_drift=True"),
