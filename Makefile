@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest-sevenn
 
-.PHONY: demo test test-all lint types pytest test-newest-sevenn bench bench-peers clean
+.PHONY: demo test test-all lint types pytest coverage test-newest-sevenn bench bench-peers soak clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo.py
@@ -27,6 +27,9 @@ types: $(VENV)/ready
 pytest: $(VENV)/ready
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
+coverage: $(VENV)/ready
+	$(BIN)/python -m pytest -m "not slow" --cov=ase_finetune --cov-report=term $(PYTEST_ARGS)
+
 # The newest sevenn needs e3nn >= 0.5, which mace-torch does not allow: an environment of its own, without mace.
 test-newest-sevenn: $(NEWEST)/ready
 	$(NEWEST)/bin/python -m pytest -m "not slow and not mace" tests/potentials tests/test_calculator.py $(PYTEST_ARGS)
@@ -35,6 +38,10 @@ test-newest-sevenn: $(NEWEST)/ready
 # Rows against sevenn's reEWC trainer and torch-sim need `make bench-peers` before, without which they are told as missing.
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# The figures of docs/reliability.md, in two hours: make soak SOAK="kill fuzz --quick". ASE_FINETUNE_DATA names the research data.
+soak: $(VENV)/ready
+	$(BIN)/python -m benchmarks.reliability $(SOAK)
 
 # torch-sim runs sevenn's newest models on Python >= 3.12 only.
 bench-peers: $(NEWEST)/ready

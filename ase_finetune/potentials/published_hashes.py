@@ -4,7 +4,7 @@ from __future__ import annotations
 
 #: SHA-256 of MACE's release files by the end of their address. MACE publishes none; these are what public
 #: repositories pin for the files they downloaded, each in at least two of independent authors (November 2026).
-#: Only that of mace-mh-1 is disputed, by one project that holds another file.
+#: Those of models on which they differ, or that one alone has, are left out.
 PUBLISHED_SHA256 = {
     "mace_mp_0/2023-12-10-mace-128-L0_energy_epoch-249.model": (
         "2ddb079cee0e131eaaf6912ba581b394551ead283e95c99cfe78c605d10b5736"
@@ -32,7 +32,6 @@ PUBLISHED_SHA256 = {
     "mace_matpes_0/MACE-matpes-r2scan-omat-ft.model": (
         "8f147ecffa1d06a696e5648b13b81abda9c96fda9d0fb3faba3cd3fb27d9bba9"
     ),
-    "mace_mh_1/mace-mh-1.model": "a522eb7f59c7879963d41586528f4980baf33e086c94aa92e3eafdeccad3be47",
     "mace_off23/MACE-OFF23_small.model": "165cce4cfec5a34b9c64d4ebf95de15d71106bb584b7291c8470f0749977c46f",
     "mace_off23/MACE-OFF23_medium.model": "4842c52ad210d6e1f84d6cf1ffa70fae25a7e0d755ed55cf223f43913f587db7",
     "mace_off23/MACE-OFF23_large.model": "a29e397dbf3e7a24ac50a9b0dfc919bd5a62efa346f5895a6237b0950c1d76f4",

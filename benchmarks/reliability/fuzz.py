@@ -5,21 +5,17 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import dataclasses
 import json
-import os
 import random
 import tempfile
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ase_finetune.finetuning.config import FinetuneConfig
+from benchmarks.reliability.common import Check, options, record
 from benchmarks.reliability.corpus import KINDS
 from benchmarks.reliability.damage import BYTES, TEXT, VALUES, copy, harm
 from benchmarks.reliability.sandbox import Outcome, attempt
@@ -128,40 +124,38 @@ def _judge(outcome: Outcome, names: Iterable[str], expected: Any) -> str:
     return {"error": f"raises {outcome.error}", "crash": "the interpreter crashed", "hang": "hangs"}[outcome.kind]
 
 
-def table(findings: Sequence[Finding]) -> str:
-    """How many cases of each kind were refused, read rightly, or went wrong."""
-    lines = [f"{'kind':20s}{'cases':>7s}{'refused':>9s}{'right':>7s}{'wrong':>7s}{'slowest s':>11s}"]
-    for kind in dict.fromkeys(finding.case.kind for finding in findings):
-        own = [finding for finding in findings if finding.case.kind == kind]
-        kinds = Counter("wrong" if finding.wrong else finding.outcome.kind for finding in own)
-        slowest = max(finding.outcome.seconds for finding in own)
-        counts = f"{kinds['refused']:9d}{kinds['result']:7d}{kinds['wrong']:7d}"
-        lines.append(f"{kind:20s}{len(own):7d}{counts}{slowest:11.1f}")
-    wrong = sum(bool(finding.wrong) for finding in findings)
-    return "\n".join([*lines, f"{len(findings)} cases, {wrong} wrong"])
+def checks(findings: Sequence[Finding]) -> list[Check]:
+    """How many cases of each kind there were, how many went wrong, and how long the slowest took."""
+    kinds: dict[str, list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault(finding.case.kind, []).append(finding)
+    found = []
+    for kind, own in kinds.items():
+        refused = sum(not finding.wrong and finding.outcome.kind == "refused" for finding in own)
+        found.append(Check(f"{kind}: refused, of {len(own)}", refused))
+        found.append(Check(f"{kind}: read rightly", sum(not f.wrong and f.outcome.kind == "result" for f in own)))
+        found.append(Check(f"{kind}: wrong, hanging or crashed", sum(bool(f.wrong) for f in own), "", 0))
+    slowest = max(finding.outcome.seconds for finding in findings)
+    return [*found, Check("cases", len(findings)), Check("slowest case", slowest, "s", 20)]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the number of cases that went wrong, at most 1."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> bool:
+    """Run all cases; whether none went wrong."""
+    parser = options(__doc__, "fuzz.json")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--count", type=int, default=480)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     findings = []
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack():
+    with tempfile.TemporaryDirectory() as folder:
         fuzzer = Fuzzer(Path(folder))
-        for case in make_cases(options.count, options.seed, options.kinds):
+        for case in make_cases(48 if given.quick else given.count, given.seed, given.kinds):
             findings.append(fuzzer.run(case))
             if findings[-1].wrong:
                 print(f"{case}: {findings[-1].wrong}\n{findings[-1].outcome.text[-1500:]}\n", flush=True)
-    print(table(findings))
-    if options.output is not None:
-        rows = [dataclasses.asdict(finding) for finding in findings]
-        options.output.write_text(json.dumps({"seed": options.seed, "cases": rows}, indent=1) + os.linesep)
-    return int(any(finding.wrong for finding in findings))
+    wrong = [f"{finding.case}: {finding.wrong}" for finding in findings if finding.wrong]
+    return record(given.output, "fuzz", checks(findings), {"seed": given.seed, "wrong": wrong}, given.quick)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(0 if main() else 1)
