@@ -41,6 +41,7 @@ bench: $(VENV)/ready
 
 # The figures of docs/reliability.md, in two hours: make soak SOAK="kill fuzz --quick". ASE_FINETUNE_DATA names the research data.
 soak: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[soak]"
 	$(BIN)/python -m benchmarks.reliability $(SOAK)
 
 # torch-sim runs sevenn's newest models on Python >= 3.12 only.

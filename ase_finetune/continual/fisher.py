@@ -239,8 +239,11 @@ def _own_batches(graphs: Sequence[AtomGraph], max_edges: int, processes: Process
 
 
 def _signs(count: int, probes: int, generator: torch.Generator) -> list[Tensor]:
-    """Rows of a Hadamard matrix, in random order and with random signs of its columns."""
-    size = 1 << max(count - 1, probes - 1, 0).bit_length()
+    """Rows of a Hadamard matrix, in random order and with random signs of its columns.
+
+    No more than the matrix has that is just large enough: all of them are exact, and those of a larger one are not.
+    """
+    size = 1 << (count - 1).bit_length()
     rows = torch.from_numpy(hadamard(size))[torch.randperm(size, generator=generator)[:probes], :count]
     return list(rows * (2 * torch.randint(2, (count,), generator=generator) - 1))
 

@@ -76,6 +76,15 @@ def test_gradient_is_added_to_what_is_there(large):
         torch.testing.assert_close(parameter.grad, 1 + alone[name], rtol=1e-12, atol=1e-14)
 
 
+def test_gradients_carry_no_graph(large):
+    # A graph on .grad would keep every step of a training run in memory.
+    parameters, fisher, anchor = large
+    penalty = EWCPenalty(parameters.items(), fisher, 2.0, anchor=anchor)
+    for _ in range(2):
+        penalty.add_gradient()
+        assert not any(parameter.grad.requires_grad for parameter in parameters.values())
+
+
 def test_anchor_is_a_copy(named, fisher):
     anchor = {name: parameter.detach() for name, parameter in named.items()}  # shares memory
     penalties = [EWCPenalty(named.items(), fisher, 1.0), EWCPenalty(named.items(), fisher, 1.0, anchor=anchor)]
@@ -130,6 +139,7 @@ def test_float32_parameters_take_a_float64_fisher(fisher):
         ({"z": vector(1.0)}, "Fisher information has 1 names this model has no parameter for, first 'z'"),
         ({"module.a": vector(1.0, 1.0)}, "no parameter for, first 'module.a'"),
         ({"a": vector(1.0)}, r"Fisher information of 'a' has shape \(1,\), the model has \(2,\)"),
+        ({"a": vector(1.0, 1.0, 1.0)}, r"Fisher information of 'a' has shape \(3,\), the model has \(2,\)"),
         ({"b.c": vector(1.0)}, r"of 'b.c' has shape \(1,\), the model has \(1, 1\)"),
         ({"a": vector(1.0, float("nan"))}, "Fisher information of 'a' has values that are not finite"),
         ({"a": vector(float("inf"), 0.0)}, "not finite"),
@@ -157,6 +167,14 @@ def test_anchor_is_checked_too(named, fisher):
 def test_invalid_lambda(named, fisher, strength):
     with pytest.raises(InputError, match="ewc_lambda must be a finite number that is not negative"):
         EWCPenalty(named.items(), fisher, strength)
+
+
+@pytest.mark.parametrize("strength", [0, 0.25])
+def test_weak_springs(named, fisher, strength):
+    penalty = EWCPenalty(named.items(), fisher, strength)
+    with torch.no_grad():
+        named["b.c"].add_(0.5)
+    assert penalty.value() == pytest.approx(strength / 2 * 2.0 * 0.5**2, rel=1e-12)
 
 
 def test_check_names_accepts_what_fits(named, fisher):

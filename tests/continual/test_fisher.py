@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ase import Atoms
 
 from ase_finetune.continual import FisherInformation, empirical_fisher, gaussian_fisher, pseudo_label
 from ase_finetune.errors import InputError
@@ -138,13 +139,14 @@ def four_graphs(potential):
     ]
 
 
-def test_as_many_probes_as_structures_leave_no_cross_terms():
+@pytest.mark.parametrize("probes", [4, 5, 7, 20])
+def test_as_many_probes_as_structures_or_more_leave_no_cross_terms(probes):
     potential = morse.pretrained().double()
     graphs = four_graphs(potential)
-    exact, probed = empirical_fisher(potential, graphs), empirical_fisher(potential, graphs, probes=4, seed=3)
+    exact, probed = empirical_fisher(potential, graphs), empirical_fisher(potential, graphs, probes=probes, seed=3)
     for name, value in exact.values.items():
         torch.testing.assert_close(probed.values[name], value, rtol=1e-10, atol=1e-14 * float(value.max()))
-    assert probed.metadata["probes"] == 4
+    assert probed.metadata["probes"] == probes
     assert "probes" not in exact.metadata
 
 
@@ -176,8 +178,12 @@ def test_probes_must_be_positive(probes):
         empirical_fisher(potential, labelled_graphs(potential), probes=probes)
 
 
+def flat_values(values):
+    return torch.cat([value.flatten() for value in values.values()])
+
+
 def flat(fisher):
-    return torch.cat([value.flatten() for value in fisher.values.values()])
+    return flat_values(fisher.values)
 
 
 @pytest.mark.parametrize("max_edges", [1, 10_000])
@@ -198,6 +204,22 @@ def test_gaussian_is_unbiased(max_edges):
         assert (deviation <= 0.3 * value + 1e-12).all(), name
     assert fisher.metadata["structures"] == 2
     assert fisher.metadata["draws"] == draws
+
+
+def test_gaussian_forces_alone():
+    """Two atoms on a line: all parameters share the random numbers, so one ratio tells the factor of the forces."""
+    potential = morse.pretrained().double()
+    dimer = AtomGraph.from_atoms(
+        Atoms("Si2", positions=[(0, 0, 0), (0, 0, 2.2)]), potential.cutoff, dtype=torch.float64
+    )
+    exact = flat_values(exact_gaussian(potential, [dimer], 1e6, 0.1))
+    draws = 600
+    found = flat(gaussian_fisher(potential, [dimer], energy_scale=1e6, forces_scale=0.1, draws=draws))
+    matter = exact > 1e-6 * exact.max()
+    assert matter.sum() == 3
+    ratio = (found / exact)[matter]
+    torch.testing.assert_close(ratio, ratio[0].expand(3), rtol=1e-6, atol=0)
+    assert float(ratio[0]) == pytest.approx(1, abs=3.5 * (2 / draws) ** 0.5)
 
 
 def test_gaussian_scales():
@@ -243,7 +265,23 @@ def test_gaussian_progress():
     assert len(calls) == 12
 
 
-@pytest.mark.parametrize("options", [{"energy_scale": 0.0}, {"forces_scale": -1.0}, {"draws": 0}])
+def test_gaussian_defaults():
+    potential = morse.pretrained()
+    graphs = labelled_graphs(potential)
+    default, given = (
+        gaussian_fisher(potential, graphs),
+        gaussian_fisher(potential, graphs, energy_scale=0.02, forces_scale=0.1, draws=1, seed=0),
+    )
+    assert all(torch.equal(value, given.values[name]) for name, value in default.values.items())
+    assert default.metadata == given.metadata
+    scales = {"energy_scale": 0.02, "forces_scale": 0.1}
+    assert default.metadata == {"kind": "gaussian", **scales, "draws": 1, "seed": 0, "structures": 4}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"energy_scale": 0.0}, {"energy_scale": -0.1}, {"forces_scale": 0.0}, {"forces_scale": -1.0}, {"draws": 0}],
+)
 def test_gaussian_invalid_options(options):
     with pytest.raises(InputError, match="must be positive"):
         gaussian_fisher(morse.pretrained(), labelled_graphs(morse.pretrained()), **options)

@@ -134,6 +134,16 @@ def test_labels_and_masks():
     assert bare.positions is full.positions
 
 
+def test_without_energy_the_other_labels_stay():
+    full = graph_of("skewed", energy=-3.5, forces=np.ones((4, 3)), stress=np.arange(6.0))
+    silent = full.without_energy()
+    assert silent.energy_mask.tolist() == [False]
+    assert full.energy_mask.tolist() == [True]
+    for name in ("positions", "energy", "forces", "forces_mask", "stress", "stress_mask"):
+        assert getattr(silent, name) is getattr(full, name)
+    assert graph_of("skewed").without_energy().energy_mask is None
+
+
 @pytest.mark.parametrize(
     ("label", "value"),
     [
@@ -169,6 +179,15 @@ def test_to_changes_floats_only():
     unlabelled = graph.without_labels().to("cpu")
     assert unlabelled.dtype == torch.float32
     assert unlabelled.energy is None
+
+
+def test_bytes_of_its_tensors():
+    graph = graph_of("skewed", dtype=torch.float32)
+    atoms, edges = 4, graph.num_edges
+    # Numbers, structures and ends of edges have 8 bytes, pbc has 1, all else 4.
+    assert graph.num_bytes == 4 * (3 * atoms + 9 + 3 * edges) + 3 + 8 * (2 * atoms + 2 * edges)
+    labelled = graph.with_labels(energy=1.0)
+    assert labelled.num_bytes == graph.num_bytes + 4 * (1 + 3 * atoms + 6) + (1 + atoms + 1)
 
 
 def test_bad_structures_are_refused():

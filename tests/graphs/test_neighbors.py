@@ -113,6 +113,16 @@ def test_thin_but_valid_cell():
     assert as_set(neighbor_list(atoms, CUTOFF)) == brute_force(atoms, CUTOFF)
 
 
+@pytest.mark.parametrize("lengths", [(1e-4, 0.5, 1.0), (2.0, 1e4, 1e6)])
+def test_directions_span_a_volume_whatever_the_lengths(lengths):
+    directions = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1]]) * np.array(lengths)[:, None]
+    check_atoms(Atoms("Si", cell=directions, pbc=True))
+    # Vectors 1e-8 from parallel are parallel however long they are.
+    directions[1] = directions[0] * (lengths[1] / lengths[0]) + (0, 1e-8 * lengths[1], 0)
+    with pytest.raises(InputError, match="spans a volume"):
+        check_atoms(Atoms("Si", cell=directions, pbc=True))
+
+
 def test_cell_that_is_not_finite():
     atoms = Atoms("Si", positions=[(0, 0, 0)], cell=[4, 4, 4], pbc=True)
     atoms.cell[0, 0] = np.nan

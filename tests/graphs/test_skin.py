@@ -76,15 +76,17 @@ class TestSkin:
         atoms.wrap()
         assert within(neighbors.update(atoms), atoms, CUTOFF) == brute_force(atoms, CUTOFF)
 
-    @pytest.mark.parametrize("change", ["pbc", "atoms"])
+    @pytest.mark.parametrize("change", ["pbc", "fewer atoms", "more atoms"])
     def test_other_changes_rebuild(self, change):
         atoms = bulk("Si", cubic=True)
         neighbors = SkinNeighborList(CUTOFF, skin=0.5)
         neighbors.update(atoms)
         if change == "pbc":
             atoms.pbc[2] = False
-        else:
+        elif change == "fewer atoms":
             atoms = atoms[:-1]
+        else:
+            atoms += Atoms("H", positions=[(1.0, 2.0, 3.0)])
         assert as_set(neighbors.update(atoms)) == brute_force(atoms, CUTOFF + 0.5)
         assert neighbors.rebuilds == 2
 

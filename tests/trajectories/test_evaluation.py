@@ -87,6 +87,28 @@ def test_another_basin_is_counted_apart():
     assert summary.loss == pytest.approx((robust(errors[0].rmsd) + robust(errors[1].rmsd)) / 2)
 
 
+def test_a_neighbouring_basin_is_another():
+    # An atom in the double well between two fixed ones binds to either of them.
+    near, far = (Atoms("Si3", positions=[(0, 0, 0), (0, 0, z), (0, 0, 6.4)]) for z in (2.5, 3.9))
+    for atoms in (near, far):
+        atoms.set_constraint(FixAtoms([0, 2]))
+    errors = evaluate_relaxations(calculator(), [near, far], [far, far], cell=False, **TIGHT)
+    # The wells are mirror images, z and 6.4 - z.
+    assert errors[0].rmsd - errors[1].rmsd == pytest.approx((2 * 3.9 - 6.4) / math.sqrt(3), abs=1e-6)
+    assert 0.5 < errors[0].rmsd < 1
+    assert [error.right_basin for error in errors] == [False, True]
+
+
+def test_another_lattice_is_another_basin():
+    # One atom is never displaced: only the strain tells a simple cubic lattice from a face-centred one.
+    simple, centred = (Atoms("Si", cell=cell, pbc=True) for cell in (2.5 * np.eye(3), 1.9 * (1 - np.eye(3))))
+    errors = evaluate_relaxations(calculator(), [simple, centred], [centred, centred], fmax=1e-3, optimizer="lbfgs")
+    assert all(error.converged for error in errors)
+    assert errors[0].rmsd == errors[1].rmsd == 0
+    assert errors[0].strain > 0.3
+    assert [error.right_basin for error in errors] == [False, True]
+
+
 def test_molecules_are_aligned():
     minimum = relaxed(cluster(0), False, 1e-9)
     turned = rattled(minimum)

@@ -251,6 +251,7 @@ def test_a_batch_is_its_structures():
         ({"rmsd": -1.0}, "the weight of rmsd must be finite and not negative, got -1.0"),
         ({"strain": NAN}, "loss.strain must be a number, got nan"),
         ({"energy": math.inf}, "the weight of energy must be finite"),
+        ({"volume": float("inf")}, "the weight of volume must be finite"),  # as a file of options gives it
         ({"rmsd": 0.0, "strain": 0.0}, "all weights of the structure loss are 0"),
         ({"align": True, "remove_drift": False}, "needs remove_drift=True"),
     ],

@@ -233,10 +233,10 @@ class TestTruncated:
         exact = gradients(run(batch(cell), method, cell=cell))
         assert not torch.allclose(found[0], exact[0], rtol=1e-3)
 
+    @pytest.mark.parametrize("window", [1, 3])
     @ALL_METHODS
-    def test_the_first_steps_pass_the_gradient_over_the_others(self, method):
+    def test_the_first_steps_pass_the_gradient_over_the_others(self, method, window):
         # The loss is linear in the positions, so its gradient by them is the same after any step.
-        window = 3
         options = GradientOptions("truncated", window=window, window_at="first")
         found = gradients(run(batch(False), method, gradient=options))
         assert_close(found, gradients(run(batch(False), method, steps=window)), 1e-10)

@@ -110,6 +110,31 @@ def test_half_a_cell_of_drift_with_large_displacements():
     np.testing.assert_allclose(moved(end, start), expected - expected.mean(axis=0), atol=1e-12)
 
 
+@pytest.mark.parametrize("drift", [0.0, 0.3, 0.5])
+def test_large_displacements_in_opposite_directions(drift):
+    # Images chosen round anything but the drift would agree with another mean: two atoms on the wrong side.
+    fractions = np.array([0.0] * 3 + [-0.28] * 2 + [0.28] * 2)
+    start = Atoms("Si7", scaled_positions=np.random.default_rng(1).uniform(size=(7, 3)), cell=[10, 10, 10], pbc=True)
+    end = start.copy()
+    end.positions[:, 2] += 10 * (fractions + drift)
+    end.wrap()
+    np.testing.assert_allclose(moved(end, start), 10 * fractions[:, None] * (0, 0, 1), atol=1e-12)
+
+
+def test_images_are_nearest_to_the_mean_of_what_is_left():
+    # The circular mean is far from the mean here; atoms change sides twice until images and mean agree.
+    fractions = np.array([-0.45] * 3 + [-0.4, -0.35] + [0.0] * 5 + [0.2, 0.2, 0.35])
+    start = Atoms("Si13", scaled_positions=np.random.default_rng(0).uniform(size=(13, 3)), cell=[10, 10, 10], pbc=True)
+    end = start.copy()
+    end.positions[:, 0] += 10 * fractions
+    settled = 10 * np.where(fractions < 0, fractions + 1, fractions)
+    settled -= settled.mean()
+    assert np.abs(settled).max() < 5
+    found = moved(end, start)
+    np.testing.assert_allclose(found[:, 0], settled, atol=1e-12)
+    np.testing.assert_allclose(found[:, 1:], 0, atol=1e-12)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([(1, 1, 1), (1, 1, 0), (0, 1, 1), (1, 0, 1)]))
 def test_images_are_the_nearest_in_skewed_cells(seed, pbc):
@@ -228,6 +253,8 @@ def test_structures_that_do_not_belong_together():
     slab.pbc = (True, False, True)
     with pytest.raises(InputError, match=r"structure 0 has pbc=\[True, True, True\], its target \[True, False, True\]"):
         displacements(batch(crystal()), batch(slab))
+    with pytest.raises(InputError, match=r"structure 1 has pbc=\[True, False, True\], its target \[True, True, True\]"):
+        displacements(batch(crystal(), slab), batch(crystal(), crystal()))
     mixed = replace(one, batch=one.batch.flip(0))
     with pytest.raises(InputError, match=r"structure 0 has 2 atoms|another order"):
         displacements(mixed, one)

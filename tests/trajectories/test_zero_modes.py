@@ -58,6 +58,12 @@ CASES = {
         1,
     ),
     "molecule on a plane": (lambda: fixed(cluster(0), FixCartesian([0, 1, 2], mask=(False, False, True))), None, 3),
+    # Pinned at one atom it can only turn about the normal through that.
+    "molecule pinned on a plane": (
+        lambda: fixed(cluster(0), FixCartesian([0, 1], mask=(False, False, True)), FixAtoms([3])),
+        None,
+        1,
+    ),
 }
 
 
@@ -135,6 +141,28 @@ def test_batches_have_the_modes_of_each_structure():
     norms = torch.stack([relaxation.coordinates.layout.norm(mode) for mode in modes], dim=1)
     assert ((norms - norms.round()).abs() < 1e-10).all()
     assert norms.round().sum(dim=1).tolist() == wanted
+
+
+def test_batches_of_variable_cells_have_the_modes_of_each_structure():
+    atoms = [crystal(3, 0), crystal(4, 0), fixed(crystal(3, 1), FixAtoms([1]))]
+    relaxation, state, graph = displaced(atoms)
+    layout = relaxation.coordinates.layout
+    modes = zero_modes(relaxation.coordinates, state.coordinates, graph.pbc)
+    for structure, one in enumerate(atoms):
+        alone, at, its_graph = displaced([one])
+        expected = zero_modes(alone.coordinates, at.coordinates, its_graph.pbc).flatten(start_dim=1)
+        found = modes[:, layout.owner == structure].flatten(start_dim=1)
+        # They span the same space, whatever their basis.
+        torch.testing.assert_close(found.T @ found, expected.T @ expected, rtol=0, atol=1e-10)
+
+
+def displaced(atoms):
+    """Variable cells a few steps from their start, where their deformations differ."""
+    relaxation = relaxation_of(atoms, FREE)
+    state = relaxation.start()
+    for _ in range(5):
+        state = relaxation.move(state, relaxation.evaluate(state, relaxation.graph(state)[0]).forces)
+    return relaxation, state, relaxation.graph(state)[0]
 
 
 def test_there_is_always_something_to_project():
