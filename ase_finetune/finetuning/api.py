@@ -143,8 +143,10 @@ def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedC
         if state is not None:
             trainer.load(state)
             progress = trainer.progress
-            run.log(f"resumed in epoch {progress.epoch}, {progress.steps} steps into it")
-            if progress.epoch <= task.epochs:
+            if progress.epoch > task.epochs:
+                run.log("resumed after the last epoch")
+            else:
+                run.log(f"resumed in epoch {progress.epoch}, {progress.steps} steps into it")
                 run.log(header_line(task.columns))
             state = None
         _fit(trainer, keeper)

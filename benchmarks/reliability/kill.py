@@ -137,7 +137,7 @@ def main() -> bool:
             work = lambda output=output: start(output, train, epochs)  # noqa: E731
             ended = False
             if number % 10 == 0:
-                ended = in_a_process(killed_while_writing(work, 2 + rng.randrange(4)))
+                ended = in_a_process(killed_while_writing(work, 2 + rng.randrange(3)))
                 torn += not ended
             for _ in range(rng.randint(1, 3)):
                 ended = ended or in_a_process(work, rng.uniform(0, length))
