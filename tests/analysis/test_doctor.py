@@ -20,6 +20,12 @@ BOTH = 'pip install "sevenn>=0.10.4,<0.11" "mace-torch>=0.3.16" "e3nn==0.4.4"'
 MACE = 'pip install "mace-torch>=0.3.16" "e3nn==0.4.4"'
 
 
+@pytest.fixture(autouse=True)
+def safe_loading(monkeypatch):
+    """Tests that use mace itself leave this variable behind."""
+    monkeypatch.delenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", raising=False)
+
+
 def versions(sevenn: str | None = None, mace: str | None = None, e3nn: str | None = None) -> dict[str, str]:
     given = {"sevenn": sevenn, "mace-torch": mace, "e3nn": e3nn}
     return {name: version for name, version in given.items() if version is not None}

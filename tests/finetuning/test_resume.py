@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A shell ignores SIGINT for what it starts in the background, and a program keeps to that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -284,7 +293,7 @@ def test_another_machine_is_told(tmp_path):
     run(tmp_path / "run", resume=True, epochs=1)
     (line,) = [line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "last digits" in line]
     assert "processes: 4 then, 1 now" in line
-    assert f"torch: 1.0 then, {torch.__version__} now" in line
+    assert f"torch: 1.0 then, {version('torch')} now" in line
 
 
 def test_resume_needs_a_folder():
