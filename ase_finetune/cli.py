@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]  # a public one
+from jsonargparse import ArgumentParser, Namespace
 
 from ase_finetune.analysis.doctor import doctor
 from ase_finetune.analysis.evaluation import evaluate_calculator, evaluation_table
 from ase_finetune.calculator import FinetunedCalculator
+from ase_finetune.config_files import ConfigFile
 from ase_finetune.data import read_frames
 from ase_finetune.errors import FinetuneError, RunStoppedError
 from ase_finetune.finetuning import finetune
@@ -28,37 +26,6 @@ from ase_finetune.version import __version__
 
 # An abbreviated option would come to mean another one with the next option that is added.
 _Parser = functools.partial(ArgumentParser, allow_abbrev=False)
-
-
-class _ConfigFile(ActionConfigFile):
-    """A YAML file of options and nothing else: it may come from somebody else."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        try:
-            _check_plain(yaml.safe_load(Path(values).read_text(encoding="utf-8")))
-        except (OSError, TypeError, ValueError, yaml.YAMLError, RecursionError) as error:
-            parser.error(f"the config file {values} cannot be used: {' '.join(str(error).split())}")
-        super().__call__(parser, namespace, values, option_string)  # type: ignore[no-untyped-call]
-
-
-def _check_plain(content: object) -> None:
-    """Refuse names of classes, which jsonargparse would import, and so run, before it finds them out of place."""
-    if not isinstance(content, dict):
-        raise TypeError("it holds no options by name")
-    todo: list[tuple[object, int]] = [(content, 0)]
-    for count in itertools.count():
-        if not todo:
-            return
-        value, depth = todo.pop()
-        # Aliases of YAML make a few lines stand for more values than fit into memory.
-        if depth > 10 or count > 10_000:
-            raise ValueError("it is nested too deeply, or too long")
-        if isinstance(value, dict):
-            if "class_path" in value:
-                raise ValueError("class_path is no option here")
-            todo += [(item, depth + 1) for item in value.values()]
-        elif isinstance(value, list):
-            todo += [(item, depth + 1) for item in value]
 
 
 def build_parser() -> ArgumentParser:
@@ -80,7 +47,7 @@ def build_parser() -> ArgumentParser:
 
 def _fit_parser() -> ArgumentParser:
     parser = _Parser(description="Example: ase-finetune fit 7net-0 frames.extxyz --output runs/mine --epochs 20")
-    parser.add_argument("--config", action=_ConfigFile, help="YAML file with any of these options")
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of these options")
     parser.add_argument("model", type=str, help="name, saved folder or checkpoint")
     parser.add_argument("train", type=str | None, nargs="?", help="labelled frames, any format ASE reads")
     parser.add_argument("--output", type=str, required=True, help="folder for the result, new or empty")

@@ -241,10 +241,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _seal(kind: str, text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(f"{kind}|{len(text)}|{text}".encode())
+    digest = hashlib.sha256(f"{kind}|{len(text)}|{text}".encode("utf-8", "surrogatepass"))
     for name in sorted(tensors):
         value = tensors[name]
-        digest.update(f"|{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(f"|{name}|{value.dtype}|{tuple(value.shape)}|".encode("utf-8", "surrogatepass"))
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -253,8 +253,10 @@ def _flush_folder(folder: Path) -> None:
     """Let the new name outlive a power failure, where folders can be flushed."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    # Some file systems cannot; the file is in place all the same.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

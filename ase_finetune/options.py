@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+import torch
 
 from ase_finetune.errors import InputError
 
@@ -20,8 +21,8 @@ _LARGEST = 2**63
 def check_types(options: Any, prefix: str = "") -> None:
     """Bring the fields of a dataclass to the types of their annotations.
 
-    Whole numbers become floats where those are wanted, numbers of numpy become Python's, paths become texts and lists
-    become tuples.
+    Whole numbers become floats where those are wanted, numbers of numpy become Python's, paths and devices become
+    texts, and lists become tuples.
 
     Parameters
     ----------
@@ -56,22 +57,22 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         return _whole(name, value)
     if wanted is float:
         return _number(name, value)
-    if wanted is str and isinstance(value, os.PathLike):
-        return os.fspath(value)
+    if wanted is str and isinstance(value, (os.PathLike, torch.device)):
+        return str(value)
     if not isinstance(value, wanted):
         raise InputError(f"{name} must be {_WORDS.get(wanted, wanted.__name__)}, got {_short(value)}")
     return value
 
 
 def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name}={_short(value)} is not known; use one of {', '.join(choices)}")
     return value
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        raise InputError(f"{name} takes a list of texts, got the string {_short(value)}")
+    if isinstance(value, (str, dict)):
+        raise InputError(f"{name} takes a list of texts, got {_short(value)}")
     try:
         found = tuple(value)
     except TypeError:

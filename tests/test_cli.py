@@ -152,19 +152,35 @@ def test_interrupted_before_training(folder, capsys, monkeypatch):
 
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("loss: {class_path: trap.Loss}", "class_path is no option here"),
-        ("bptt:\n  loss: [{class_path: trap.Loss}]", "class_path is no option here"),
+        ("loss: {class_path: trap.Loss}", "'class_path' is no option here"),
+        ("bptt:\n  loss: {class_path: trap.Loss}", "'class_path' is no option here"),
+        ("""loss: '{"class_path": "trap.Loss"}'""", "loss takes options by name"),
+        ("loss: 'class_path: trap.Loss'", "loss takes options by name"),
+        ("""bptt: '{"class_path": "trap.Loss"}'""", "bptt takes options by name"),
+        ("bptt: {loss: 'class_path: trap.Loss'}", "loss takes options by name"),
+        ("loss.class_path: trap.Loss", "'loss.class_path' is no option here"),
+        ("bptt.loss.class_path: trap.Loss", "is no option here"),
+        ("config: inner.yaml", "'config' is no option here"),
+        ("loss: inner.yaml", "loss takes options by name"),
+        ("method: {class_path: trap.Loss}", "method takes a value or a list of values"),
+        ("freeze: [{class_path: trap.Loss}]", "freeze takes a value or a list of values"),
         ("loss: !!python/object/apply:os.system ['touch executed']", "could not determine a constructor for the tag"),
         ("model: !!python/name:trap.Loss", "could not determine a constructor"),
+        ("trust_pickle: true", "an option of the command line only"),
+        ("relaxations: x", "relaxations takes a list of two files"),
         ("- epochs", "it holds no options by name"),
         ("", "it holds no options by name"),
-        ("epochs: &a [*a]", "nested too deeply"),
-        (BOMB, "nested too deeply, or too long"),
+        ("epochs: &a [*a]", "aliases (*name) are not read"),
+        (BOMB, "aliases (*name) are not read"),
+        (MERGES, "aliases (*name) are not read"),
+        ("epochs: [" * 3000, "cannot be used"),
+        ("a" * (2 << 20), "it has more than 1 MB"),
         ("epochs: [", "while parsing"),
         ("\x00", "cannot be used"),
     ],
@@ -172,6 +188,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9
 def test_config_files_run_nothing(folder, capsys, monkeypatch, text, message):
     """A module that can be imported is not, whatever a file of options says."""
     (folder / "trap.py").write_text("from pathlib import Path\nPath('executed').touch()\nclass Loss: pass\n")
+    (folder / "inner.yaml").write_text("class_path: trap.Loss\n")
     (folder / "options.yaml").write_text(text, encoding="utf-8")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
@@ -186,7 +203,7 @@ def test_config_files_run_nothing(folder, capsys, monkeypatch, text, message):
 def test_config_file_that_is_not_there(folder, capsys):
     with pytest.raises(SystemExit):
         fit(folder, "--config", str(folder / "none.yaml"))
-    assert "No such file" in capsys.readouterr().err
+    assert "there is no such file" in capsys.readouterr().err
 
 
 def test_fit_quietly(folder, capsys):

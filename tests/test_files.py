@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +31,7 @@ def test_write_bytes(tmp_path, monkeypatch, code, earlier):
         assert (path.read_bytes() if path.exists() else None) in (earlier, b"new content")
         assert no_parts(tmp_path)
 
-    assert fail_at_every_write(monkeypatch, code, lambda: files.write_bytes(path, b"new content"), check) == 5
+    assert fail_at_every_write(monkeypatch, code, lambda: files.write_bytes(path, b"new content"), check) == 4
     assert path.read_bytes() == b"new content"
 
 
@@ -148,4 +151,24 @@ def test_the_failing_file_is_a_file(tmp_path, monkeypatch):
     failing = Failing(monkeypatch, 1000, errno.EIO)
     files.write_bytes(tmp_path / "file", b"content")
     assert (tmp_path / "file").read_bytes() == b"content"
-    assert failing.calls == 5
+    assert failing.calls == 4
+
+
+def test_texts_that_are_no_unicode(tmp_path):
+    header = json.dumps({"format": "ase_finetune-test-1", "json": "\ud800", "sha256": ""})
+    save_file({"a": torch.ones(1)}, tmp_path / "file", metadata={"ase_finetune": header})
+    with pytest.raises(CheckpointError, match="is damaged: its SHA-256"):
+        files.read_sealed(tmp_path / "file", kind="test-1")
+
+
+def test_folders_that_cannot_be_flushed(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_text(tmp_path / "file", "content")
+    assert (tmp_path / "file").read_text() == "content"

@@ -16,6 +16,7 @@ from ase_finetune.graphs import AtomGraph
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.batched import predict_many
+from ase_finetune.potentials.storage import state_hash
 
 _KIND = "labels-1"
 
@@ -91,10 +92,7 @@ def _write(labels: dict[str, Tensor], file: Path) -> None:
 
 
 def _digest(potential: Potential, graphs: Sequence[AtomGraph]) -> str:
-    # Buffers too: reference energies are parameters in some backends only.
-    digest = hashlib.sha256(f"{potential.backend} {potential.head} {potential.dtype} {potential.cutoff}".encode())
-    for name, value in sorted(potential.native.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    digest = hashlib.sha256(state_hash(potential).encode())
     for graph in graphs:
         for tensor in (graph.numbers, graph.positions, graph.cell, graph.pbc):
             digest.update(tensor.contiguous().numpy().tobytes())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
+import signal
 import sys
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,16 +75,39 @@ class GraphLoader:
                 _Builder(self.graphs),
                 batch_sampler=self._order,
                 collate_fn=_same,
+                worker_init_fn=_ignore_signals,
                 num_workers=self.num_workers,
                 multiprocessing_context=_context(),
                 persistent_workers=True,
                 # Its own, since a loader draws a seed for its workers: without it, of the global generator.
                 generator=torch.Generator(),
             )
+            # Before multiprocessing ends what is left by a signal, of which the workers take no notice.
+            atexit.register(_close, weakref.ref(self))
         with warnings.catch_warnings():
             # Workers read files and build graphs: they take none of the locks that other threads may hold.
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             return iter(self._loader)
+
+    def close(self) -> None:
+        """End the workers."""
+        iterator = getattr(self._loader, "_iterator", None)
+        self._loader = None
+        if iterator is not None:
+            iterator._shutdown_workers()
+
+
+def _close(reference: weakref.ref[GraphLoader]) -> None:
+    loader = reference()
+    if loader is not None:
+        loader.close()
+
+
+def _ignore_signals(_: int) -> None:
+    # Clusters send signals to all processes of a job: the main one decides when to stop.
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _context() -> Any:

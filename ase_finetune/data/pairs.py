@@ -111,13 +111,14 @@ class PairSet(Sequence[Pair]):
         return describe_pair(self.pairs[position], self.name)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of structures, constraints and energies in their order, whatever the files are called."""
+        """SHA-256 (hex) of structures, masses, constraints and energies in their order, whatever the files' names."""
         sha = hashlib.sha256()
         for pair in self.pairs:
             sha.update(np.asarray(pair.initial.numbers, dtype="<i8").tobytes())
             sha.update(np.asarray(pair.initial.pbc, dtype=bool).tobytes())
             sha.update(_constraints(pair.initial).encode())
-            ends = (pair.initial.positions, pair.initial.cell[:], pair.relaxed.positions, pair.relaxed.cell[:])
+            ends = (end for atoms in (pair.initial, pair.relaxed) for end in (atoms.positions, atoms.cell[:]))
+            sha.update(np.asarray(pair.initial.get_masses(), dtype="<f8").tobytes())
             for value in (*ends, pair.energy):
                 # Adding 0 turns -0.0, which files do not keep apart, into 0.0.
                 sha.update(b"-" if value is None else (np.asarray(value, dtype="<f8") + 0.0).tobytes())

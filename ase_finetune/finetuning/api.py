@@ -24,6 +24,7 @@ from ase_finetune.finetuning.training import Trainer
 from ase_finetune.parallel import Processes, launched
 from ase_finetune.potentials import Potential, load_potential
 from ase_finetune.potentials.devices import resolve_device, resolve_dtype
+from ase_finetune.potentials.formats import CONFIG_FILE
 from ase_finetune.potentials.storage import potential_hash
 from ase_finetune.version import __version__
 
@@ -66,7 +67,7 @@ def finetune(
         labelled by the pretrained model), a path, a list of ``Atoms``, or ``None``.
     output
         Folder for the result: the best model, ``history.csv``, ``run.json`` and ``log.txt``, and the checkpoints. A
-        run with a folder that is asked to stop (SIGINT, SIGTERM, SIGUSR1, ...) writes a checkpoint first.
+        run with a folder that is asked to stop while it trains (SIGINT, SIGTERM, SIGUSR1, ...) writes one first.
     resume
         Go on with the run in ``output`` from its last checkpoint, as if it had not been interrupted, or start it if
         there is none. Data and options have to be those it was started with.
@@ -186,7 +187,8 @@ def _fit(trainer: Trainer, keeper: RunKeeper | None) -> None:
     try:
         trainer.fit()
     except TrainingError as error:
-        kept = "" if keeper is None or not trainer.rows else f"; the best model so far is in {keeper.best_model}"
+        best = None if keeper is None else keeper.best_model
+        kept = "" if best is None or not (best / CONFIG_FILE).is_file() else f"; the best model so far is in {best}"
         raise TrainingError(f"{error}{kept}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ase_finetune.errors import OutputError, OutputExistsError
+from ase_finetune.errors import CheckpointError, OutputError, OutputExistsError
 from ase_finetune.files import make_folder, remove_parts, to_json, write_text
 from ase_finetune.finetuning.checkpoints import Checkpoints
 from ase_finetune.finetuning.history import Log
@@ -51,17 +50,20 @@ class RunFolder:
         self.model = path / "model"
         self._log = log
         self._checkpoints = Checkpoints(path / "checkpoints", log)
-        self._prepared = path / "checkpoints" / "prepared.safetensors"
+        # Two copies: without it nothing can be resumed.
+        self._prepared = [path / "checkpoints" / f"prepared-{copy}.safetensors" for copy in (1, 2)]
         if path.exists() and not path.is_dir():
             raise OutputExistsError(f"{path} exists and is not a folder; choose another output folder")
         make_folder(path)
         self._check_content(resume)  # before anything is written into the folder of somebody else
         self._lock = self._locked(resume)
         try:
-            self._check_content(resume)
+            self._check_content(resume)  # and again: another run may have been written meanwhile
         except BaseException:
             self.close()
             raise
+        for folder in (path, path / "checkpoints"):
+            remove_parts(folder)
 
     def close(self) -> None:
         """Let others write into the folder."""
@@ -70,7 +72,7 @@ class RunFolder:
     @property
     def is_started(self) -> bool:
         """Whether a run got as far as its first step here."""
-        return self._prepared.is_file()
+        return any(file.exists() for file in self._prepared)
 
     def prepared(self) -> Prepared:
         """What an earlier start found before its first step.
@@ -78,16 +80,27 @@ class RunFolder:
         Raises
         ------
         CheckpointError
-            If the file is damaged.
+            If both copies are damaged.
         """
-        return Prepared.read(self._prepared) if self.is_started else Prepared()
+        if not self.is_started:
+            return Prepared()
+        for file in self._prepared:
+            try:
+                return Prepared.read(file)
+            except CheckpointError as error:
+                damage = str(error)
+                self._log(f"note: {damage}")
+        raise CheckpointError(
+            f"the run in {self.path} cannot be resumed: {damage}, and so is its copy; start anew in another folder"
+        )
 
     def begin(self, prepared: Prepared, metadata: dict[str, Any]) -> None:
         """Note what has been found and asked for, before the first step."""
-        make_folder(self._prepared.parent)
         if not self.is_started:
-            prepared.write(self._prepared)
-        self.write_metadata(metadata)
+            make_folder(self._prepared[0].parent)
+            for file in self._prepared:
+                prepared.write(file)
+            self.write_metadata(metadata)
 
     def latest(self) -> State | None:
         """The last good checkpoint; ``None`` if none was written."""
@@ -133,17 +146,27 @@ class RunFolder:
 
     def _check_content(self, resume: bool) -> None:
         """Take an empty folder, or what an earlier start left, and nothing else."""
-        held = {entry.name for entry in self.path.iterdir()} - {_LOCK}
+        held = {entry.name for entry in self.path.iterdir() if not _is_leftover(entry)} - {_LOCK}
         if not held:
             return
-        if not (self.path / "checkpoints").is_dir():
+        # What is written before the first step says that the rest is ours.
+        if not self.is_started:
+            if held == {"checkpoints"} and self._is_empty(self.path / "checkpoints"):
+                return
             raise OutputExistsError(f"{self.path} exists and is not empty; choose another output folder")
         if not resume:
             raise OutputExistsError(
                 f"{self.path} holds a run already; pass resume=True to go on with it, or choose another output folder"
             )
-        with contextlib.suppress(OSError):
-            remove_parts(self.path)
+
+    @staticmethod
+    def _is_empty(folder: Path) -> bool:
+        return folder.is_dir() and all(_is_leftover(entry) for entry in folder.iterdir())
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a file is what a killed write leaves behind."""
+    return path.name.startswith(".") and path.suffix == ".part"
 
 
 def history_csv(rows: list[dict[str, Any]]) -> str:

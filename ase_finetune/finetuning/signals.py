@@ -14,7 +14,7 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 class StopSignals:
     """Notes the first signal that comes while it is entered; a second one has its usual effect.
 
-    A signal that was noted and not obeyed, by leaving with an error, has its usual effect at the end.
+    A signal that came too late to be obeyed has its usual effect when the block ends without an error.
 
     A signal that the program has given a handler of its own is left to it. Threads other than the main one cannot
     take signals: nothing is noted there.

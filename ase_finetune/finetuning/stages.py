@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ase_finetune.continual import EWCPenalty
@@ -21,6 +22,7 @@ from ase_finetune.data import (
     split_pairs,
 )
 from ase_finetune.errors import DataError, InputError
+from ase_finetune.files import file_hash
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.context import Context
 from ase_finetune.finetuning.frame_task import FrameBatches, FrameTask, Replay, edge_budget
@@ -34,6 +36,7 @@ from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.batched import predict_many
 from ase_finetune.potentials.memory import EdgeBudget
+from ase_finetune.potentials.storage import state_hash
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def prepare(run: Context, sources: Sources) -> Stages:
     pairs = None if sources.relaxations is None else _read_pairs(potential, sources, config)
     old = read_replay(potential, sources.replay, config, run.log)
     _describe_data(metadata, frames, pairs, old)
-    run.prepared.check_identity(_identity(metadata))
+    run.prepared.check_identity(_identity(potential, config, metadata))
     trained, watched = label_replay(run, old)
     if frames is not None:
         target = _align_frames(run, frames, trained)
@@ -115,11 +118,20 @@ def prepare(run: Context, sources: Sources) -> Stages:
 _MAY_CHANGE = ("device", "num_workers", "checkpoint_minutes", "trust_pickle")
 
 
-def _identity(metadata: dict[str, Any]) -> dict[str, Any]:
+def _identity(potential: Potential, config: FinetuneConfig, metadata: dict[str, Any]) -> dict[str, Any]:
     """What must be the same when a run is resumed."""
-    config = {name: value for name, value in metadata["config"].items() if name not in _MAY_CHANGE}
+    files = {name: getattr(config, name) for name in ("fisher", "fisher_anchor")}
+    contents = {name: file_hash(Path(path)) for name, path in files.items() if path and Path(path).is_file()}
+    options = {name: value for name, value in metadata["config"].items() if name not in _MAY_CHANGE}
     named = {name: metadata.get(name) for name in ("base_hash", "head", "split", "split_relaxations")}
-    return {**named, "config": config, "data": metadata["data"]}
+    # The hash of the base is of its parameters alone; reference energies are buffers in some backends.
+    return {
+        **named,
+        "base_state": state_hash(potential),
+        "files": contents,
+        "config": options,
+        "data": metadata["data"],
+    }
 
 
 def _describe_data(

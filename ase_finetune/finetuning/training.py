@@ -127,6 +127,7 @@ class Trainer:
         row = epoch_row(0, self.initial, columns, learning_rate=0.0, penalty=0.0, seconds=0.0)
         self.log(epoch_line(row, columns, best=True))
         self.task.begin_epoch()
+        self._clock = time.perf_counter()
         if self.keeper is not None:
             self.keeper.after_epoch(self)
 
@@ -160,7 +161,10 @@ class Trainer:
         for note in (*progress.notes(), *self.task.notes()):
             self.log(f"note: {note}")
         errors = {"train": trained, **self._errors(self.evaluated)}
-        best = self.best.keep_if_better(epoch, self._score(errors), errors, self.evaluated)
+        score = self._score(errors)
+        # Without validation the last weights are the result, but not if no step could be made with them.
+        usable = score is not None or not progress.skipped_in_a_row
+        best = usable and self.best.keep_if_better(epoch, score, errors, self.evaluated)
         values = {
             "learning_rate": progress.learning_rate,
             "penalty": self.penalty.value() if self.penalty is not None else 0.0,
@@ -259,6 +263,8 @@ class Trainer:
             self._average.n_averaged.fill_(int(values["averaged"]))
         self.best.load_from(state, self.potential)
         self.progress = Progress(**values["progress"])
+        if self.progress.epoch < 1 or self.progress.steps < 0:
+            raise ValueError(f"it is in epoch {self.progress.epoch}, {self.progress.steps} steps into it")
         self.initial = measured_from_json(values["initial"])
         self.rows[:] = values["rows"]
         self._replay_pieces = self._replay_from(self.progress.replayed)

@@ -67,12 +67,21 @@ def potential_hash(potential: Potential) -> str:
     return digest.hexdigest()
 
 
+def state_hash(potential: Potential) -> str:
+    """SHA-256 of everything a potential's predictions depend on: buffers too, the head, and the dtype."""
+    text = f"{potential.backend} {potential.head} {potential.dtype} {potential.cutoff}"
+    digest = hashlib.sha256(text.encode())
+    for name, value in sorted(potential.native.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def save_potential(
     potential: Potential, path: Path | str, *, metadata: dict[str, Any] | None = None, overwrite: bool = False
 ) -> None:
     """Write a potential as a folder that :func:`load_potential_dir` loads, bit for bit.
 
-    At any moment the folder holds a whole potential, the earlier or the new one.
+    At any moment the folder holds a whole potential, the earlier or the new one, if one process at a time writes to it.
 
     Parameters
     ----------

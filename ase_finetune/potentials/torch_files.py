@@ -101,9 +101,14 @@ def _check_archive(path: Path) -> list[int]:
 
 
 def _check_storages(content: Any, records: Iterable[int] | None) -> None:
-    """Refuse tensors that claim more memory than the file holds for them: older torch versions do not."""
+    """Refuse tensors that claim more numbers than the file holds for them."""
+    for tensor in _tensors(content):
+        # One number can be made to look like any number of them, each of which is made when they are worked on.
+        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"a tensor of shape {tuple(tensor.shape)} has fewer numbers than that")
     if records is None:
         return
+    # Older torch versions do not compare the sizes themselves.
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(content)}
     beyond = Counter(size for size in storages.values() if size) - Counter(records)
     if beyond:

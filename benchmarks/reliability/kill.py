@@ -10,6 +10,7 @@ python -m benchmarks.reliability.kill --runs 50
 from __future__ import annotations
 
 import csv
+import math
 import os
 import random
 import shutil
@@ -70,17 +71,22 @@ def in_a_process(work: Callable[[], None], seconds: float | None = None) -> bool
     """Do the work in a fork, which is killed after so many seconds; whether it came to its end."""
     child = os.fork()
     if child == 0:
-        work()
-        os._exit(0)
-    if seconds is not None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if os.waitpid(child, os.WNOHANG)[0]:
-                return True
-            time.sleep(0.002)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    return os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)  # and nothing of what the parent would do at its end
+    end = math.inf if seconds is None else time.monotonic() + seconds
+    while time.monotonic() < end:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "a run failed by itself"
+            return os.WIFEXITED(status)
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
 
 
 def killed_while_writing(work: Callable[[], None], number: int) -> Callable[[], None]:

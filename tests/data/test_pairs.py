@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import write
@@ -289,3 +290,11 @@ def test_real_relaxations_with_ion_hops(data_folder):
     assert "54 of 54 keep their cell; volumes change by +0.0 % (median), +0.0 to +0.0 %" in pair_report(pairs)
     furthest = max(np.abs(pair.initial.positions - pair.relaxed.positions).max() for pair in pairs)
     assert furthest > 1.5
+
+
+def test_digest_knows_masses():
+    """They weigh the distance between structures."""
+    initial, relaxed = bulk("Si"), bulk("Si", a=5.5)
+    before = read_pairs([(initial, relaxed)]).digest()
+    initial.set_masses([1.0, 2.0])
+    assert read_pairs([(initial, relaxed)]).digest() != before

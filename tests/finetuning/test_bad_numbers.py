@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 
 import numpy as np
@@ -105,6 +106,17 @@ def test_the_last_good_model_is_kept(monkeypatch, tmp_path):
     monkeypatch.undo()
     kept = FinetunedCalculator(tmp_path / "run" / "model", device="cpu")
     assert morse.same_weights(kept.potential, good.potential)
+
+
+def test_a_run_that_diverges_keeps_no_model_that_did(tmp_path):
+    """Without validation the last epoch is the result, unless it could not be trained on."""
+    options = {"method": "reewc", "valid": None, "learning_rate": 1e6, "clip_norm": None, "batch_size": 2}
+    with pytest.raises(TrainingError, match=r"steps in a row"):
+        run(morse.labelled(morse.silicon(16, 1)), output=tmp_path / "run", max_skipped_steps=12, **options)
+    with (tmp_path / "run" / "history.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["best"] for row in rows] == ["False"]
+    assert not (tmp_path / "run" / "model").exists()
 
 
 # Outliers

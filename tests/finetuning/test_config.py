@@ -157,7 +157,7 @@ def test_options_are_not_changed():
         ({"bptt": {"loss": {"rmsd": "x"}}}, "loss.rmsd must be a number, got 'x'"),
         ({"freeze": [3]}, r"freeze takes a list of texts, got \[3\]"),
         ({"freeze": 3}, "freeze takes a list of texts, got 3"),
-        ({"freeze": "shift"}, "freeze takes a list of texts, got the string 'shift'"),
+        ({"freeze": "shift"}, "freeze takes a list of texts, got 'shift'"),
     ],
 )
 def test_invalid_values_name_the_option(options, message):

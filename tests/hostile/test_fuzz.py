@@ -17,7 +17,7 @@ from ase_finetune.data import read_frames, read_pairs
 from ase_finetune.errors import FinetuneError
 from ase_finetune.files import read_sealed
 from ase_finetune.potentials import load_potential
-from ase_finetune.potentials.formats import CONFIG_FILE
+from ase_finetune.potentials.formats import CONFIG_FILE, FORMAT_VERSION, _digest
 from tests import helpers
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and limits on memory")
@@ -144,7 +144,10 @@ def test_any_description_ends_in_an_error_of_ours(tmp_path, changes, version):
         "weights_file": "weights-0123456789ab.safetensors",
         "weights_sha256": "0" * 64,
     }
-    (tmp_path / CONFIG_FILE).write_text(json.dumps(base | changes))
+    content = json.loads(json.dumps(base | changes))
+    if content["format_version"] == FORMAT_VERSION:
+        content["sha256"] = _digest(content)
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(content))
     with pytest.raises(FinetuneError) as caught:
         load_potential(tmp_path)
     assert str(tmp_path) in str(caught.value)

@@ -245,6 +245,15 @@ def test_storage_that_is_larger_than_the_file(numel, tmp_path):
     outcome_of(payloads.write_lying_storage(tmp_path / "a.pt", {"a": torch.ones(4)}, numel), "fisher")
 
 
+def test_one_number_that_looks_like_many(tmp_path):
+    """A few bytes that would be terabytes as soon as somebody looks at all of them."""
+    many = torch.ones(1).expand(10**12)
+    torch.save({"a": many}, tmp_path / "a.pt")
+    torch.save({"model_state_dict": {"a": many}, "config": {}}, tmp_path / "a.pth")
+    assert "has fewer numbers than that" in outcome_of(tmp_path / "a.pt", "fisher")
+    assert "has fewer numbers than that" in outcome_of(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize(
     "content",
     [
