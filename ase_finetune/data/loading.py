@@ -82,7 +82,9 @@ class GraphLoader:
                 # Its own, since a loader draws a seed for its workers: without it, of the global generator.
                 generator=torch.Generator(),
             )
-            # Before multiprocessing ends what is left by a signal, of which the workers take no notice.
+            # Workers take no notice of signals for a while, by which multiprocessing would end them: they are told, when
+            # this loader goes (one freed in a cycle could not do it itself any more), and before multiprocessing's exit.
+            weakref.finalize(self, _shut_down, self._loader)
             atexit.register(_close, weakref.ref(self))
         with warnings.catch_warnings():
             # Workers read files and build graphs: they take none of the locks that other threads may hold.
@@ -91,10 +93,15 @@ class GraphLoader:
 
     def close(self) -> None:
         """End the workers."""
-        iterator = getattr(self._loader, "_iterator", None)
-        self._loader = None
-        if iterator is not None:
-            iterator._shutdown_workers()
+        loader, self._loader = self._loader, None
+        if loader is not None:
+            _shut_down(loader)
+
+
+def _shut_down(loader: DataLoader[_Parcel]) -> None:
+    iterator: Any = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
 
 
 def _close(reference: weakref.ref[GraphLoader]) -> None:
@@ -104,10 +111,22 @@ def _close(reference: weakref.ref[GraphLoader]) -> None:
 
 
 def _ignore_signals(_: int) -> None:
-    # Clusters send signals to all processes of a job: the main one decides when to stop.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+    """Clusters send signals to all processes of a job: the main one decides when to stop."""
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGTERM, _linger)
+
+
+def _linger(*_: object) -> None:
+    """Live on for as long as a cluster gives a job that it asks to stop; and no longer, should nobody tell us to end."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(_LINGER)
+
+
+#: Seconds.
+_LINGER = 60
 
 
 def _context() -> Any:

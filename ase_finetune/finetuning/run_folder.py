@@ -100,6 +100,7 @@ class RunFolder:
             make_folder(self._prepared[0].parent)
             for file in self._prepared:
                 prepared.write(file)
+        if not (self.path / "run.json").exists():  # those of a finished run hold more
             self.write_metadata(metadata)
 
     def latest(self) -> State | None:
@@ -146,7 +147,10 @@ class RunFolder:
 
     def _check_content(self, resume: bool) -> None:
         """Take an empty folder, or what an earlier start left, and nothing else."""
-        held = {entry.name for entry in self.path.iterdir() if not _is_leftover(entry)} - {_LOCK}
+        try:
+            held = {entry.name for entry in self.path.iterdir() if not _is_leftover(entry)} - {_LOCK}
+        except OSError as error:
+            raise OutputError(f"output folder {self.path} cannot be read: {error.strerror}") from error
         if not held:
             return
         # What is written before the first step says that the rest is ours.
