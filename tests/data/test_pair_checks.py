@@ -110,14 +110,15 @@ def test_relabelling_is_undone(seed, sodium, chlorine):
     initial, relaxed = salt(seed, spread=0.03), relaxed_salt(spread=0.03)
     relaxed.positions += np.random.default_rng(seed).uniform(-0.3, 0.3, 3)
     shuffled = relaxed[[*sodium, *chlorine]]
-    _, vectors = best_assignment(initial, shuffled)
+    assignment, vectors = best_assignment(initial, shuffled)
     assert np.linalg.norm(vectors, axis=1).max() < 0.3
-    # Some permutations are translations of the salt, and drift explains them as well.
-    if np.linalg.norm(moved(initial, shuffled), axis=1).max() > 1.0:
+    # Some permutations are translations of the salt, or nearly: drift explains those of all atoms, or of most.
+    relabelled = np.linalg.norm(moved(initial, shuffled), axis=1)[assignment != np.arange(8)]
+    if relabelled.max(initial=0.0) > 1.0:
         with pytest.raises(DataError, match="look swapped"):
             check_pair(initial, shuffled, "pair 0")
     else:
-        assert check_pair(initial, shuffled, "pair 0") is None
+        check_pair(initial, shuffled, "pair 0")
 
 
 def test_displacements_by_hand():
