@@ -55,9 +55,8 @@ def check_config_file(path: Path) -> None:
         raise TypeError("it holds no options by name")
     if "trust_pickle" in content:
         raise ValueError("trust_pickle allows files to run code, and is an option of the command line only")
-    for name in ("relaxations",):
-        if not isinstance(content.get(name, []), list | None):
-            raise TypeError(f"{name} takes a list of two files")
+    if not isinstance(content.get("relaxations"), list | None):
+        raise TypeError("relaxations takes a list of two files")
     _check_options(content, _GROUPS)
 
 
