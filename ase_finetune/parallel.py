@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Signals that ask a program to stop: Ctrl-C, what a cluster sends before it kills, and what ``sbatch --signal`` is
+#: often given. Not every system has all of them.
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+
 
 class Processes:
     """The processes that work together.

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from ase_finetune.data.lazy_graphs import LazyGraphs
 from ase_finetune.errors import FinetuneError, InputError
 from ase_finetune.graphs import AtomGraph
+from ase_finetune.parallel import STOP_SIGNALS
 
 # Of the buffer in which graphs travel, so that every tensor may start there.
 _ALIGNMENT = 16
@@ -112,7 +113,7 @@ def _close(reference: weakref.ref[GraphLoader]) -> None:
 
 def _ignore_signals(_: int) -> None:
     """Clusters send signals to all processes of a job: the main one decides when to stop."""
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+    for name in set(STOP_SIGNALS) - {"SIGTERM"}:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if sys.platform != "win32":

@@ -7,8 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-#: Ctrl-C; what a cluster sends before it kills; and what ``sbatch --signal`` is often given.
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+from ase_finetune.parallel import STOP_SIGNALS
 
 
 class StopSignals:
@@ -31,7 +30,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for name in _NAMES:
+            for name in STOP_SIGNALS:
                 number = getattr(signal, name, None)  # Windows has few of them
                 if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                     self._before[number] = signal.signal(number, self._note)
