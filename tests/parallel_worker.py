@@ -60,13 +60,13 @@ def fits(folder: Path, processes: Processes) -> dict[str, Any]:
         calc = finetune(
             morse.pretrained(), train, VALID, output=output, **({"replay": OLD, "device": "cpu"} | shared | options)
         )
-        history = [{k: v for k, v in row.items() if k != "seconds"} for row in calc.history]
+        history = [{k: v for k, v in row.items() if k not in ("seconds", "peak_memory_gb")} for row in calc.history]
         found[name] = {"history": history, "weights": weights(calc), "model": calc.parameters["model"]}
     pairs = [(start, end) for start, end in zip(morse.silicon(5, 4), morse.silicon(5, 5), strict=True)]
     bptt = {"epochs": 2, "batch_size": 4, "steps": 4, "optimizer": "gradient-descent", "valid_steps": 20}
     shared = {"replay": OLD, "monitor_size": 4, "dtype": "float64", "device": "cpu", "verbose": False}
     calc = finetune(morse.pretrained(), relaxations=pairs, valid_relaxations=0.4, method="bptt", bptt=bptt, **shared)
-    history = [{k: v for k, v in row.items() if k != "seconds"} for row in calc.history]
+    history = [{k: v for k, v in row.items() if k not in ("seconds", "peak_memory_gb")} for row in calc.history]
     return found | {"bptt": {"history": history, "weights": weights(calc), "model": ""}}
 
 
@@ -90,7 +90,7 @@ def resumed(folder: Path, processes: Processes) -> dict[str, Any]:
         except RunStoppedError as stopped:
             told = str(stopped)
     calc = finetune(morse.pretrained(), TRAIN, VALID, resume=True, **options)
-    history = [{k: v for k, v in row.items() if k != "seconds"} for row in calc.history]
+    history = [{k: v for k, v in row.items() if k not in ("seconds", "peak_memory_gb")} for row in calc.history]
     return {"told": told, "history": history, "weights": weights(calc)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import platform
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,17 @@ from ase_finetune.finetuning.keeping import RunKeeper
 from ase_finetune.finetuning.optimizing import unfreeze_parameters
 from ase_finetune.finetuning.prepared import Prepared
 from ase_finetune.finetuning.preparing import Frames
-from ase_finetune.finetuning.stages import Sources, prepare
+from ase_finetune.finetuning.recording import Weights, record_drift, record_frames, record_pairs
+from ase_finetune.finetuning.relaxation_task import RelaxationTask
+from ase_finetune.finetuning.stages import Sources, Stages, prepare
 from ase_finetune.finetuning.training import Trainer
+from ase_finetune.finetuning.watchers import build_watchers
 from ase_finetune.parallel import Processes, launched
 from ase_finetune.potentials import Potential, load_potential
-from ase_finetune.potentials.devices import resolve_device, resolve_dtype
+from ase_finetune.potentials.devices import machine, resolve_device, resolve_dtype
 from ase_finetune.potentials.formats import CONFIG_FILE
 from ase_finetune.potentials.storage import potential_hash
+from ase_finetune.reporting import RunRecord
 from ase_finetune.version import __version__
 
 
@@ -40,7 +45,7 @@ def finetune(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     head: str | None = None,
-    verbose: bool = True,
+    verbose: bool | int = True,
     config: FinetuneConfig | None = None,
     **options: Any,
 ) -> FinetunedCalculator:
@@ -66,15 +71,17 @@ def finetune(
         Structures that stand for what must not be forgotten: ``"embedded"`` (a few hundred from MPtrj,
         labelled by the pretrained model), a path, a list of ``Atoms``, or ``None``.
     output
-        Folder for the result: the best model, ``history.csv``, ``run.json`` and ``log.txt``, and the checkpoints. A
-        run with a folder that is asked to stop while it trains (SIGINT, SIGTERM, SIGUSR1, ...) writes one first.
+        Folder for the result: the best model, ``report.html`` with its pictures, ``history.csv``, ``run.json``,
+        ``log.txt``, and the checkpoints. A run with a folder that is asked to stop while it trains (SIGINT, SIGTERM,
+        SIGUSR1, ...) writes one first.
     resume
         Go on with the run in ``output`` from its last checkpoint, as if it had not been interrupted, or start it if
         there is none. Data and options have to be those it was started with.
     head
         Head or modality of models that have several.
     verbose
-        Print what is done, and progress bars on a terminal.
+        ``True`` or 1 prints what is done, and progress bars on a terminal; in a notebook a picture of the epochs so
+        far is kept up to date. 2 prints details and times too, ``False`` or 0 nothing.
     config
         All other options at once; see :class:`FinetuneConfig`. Single ones as keywords otherwise.
     **options
@@ -113,23 +120,23 @@ def finetune(
     if resume and output is None:
         raise InputError("resume=True goes on with the run in an output folder: give output=folder")
     processes = launched(config.device)
-    log = Log(verbose and processes.is_first)
+    log = Log(verbose if processes.is_first else 0)
     sources = Sources(train, valid, relaxations, valid_relaxations, replay)
-    if output is None:
-        return _run(_context(model, head, config, log, processes), sources, None)
-    with RunKeeper(Path(output), resume, log, config, processes) as keeper:
-        run = _context(model, head, config, log, processes, keeper.prepared())
-        calculator = _run(run, sources, keeper)
-        calculator.parameters["model"] = str(Path(output) / "model")
-        log(f"written to {output}: model, history.csv, run.json, log.txt; checkpoints are for resume=True")
-        keeper.write_result(calculator.potential)
-        return calculator
+    folder = None if output is None else Path(output)
+    with ExitStack() as open_:
+        keeper = None if folder is None else open_.enter_context(RunKeeper(folder, resume, log, config, processes))
+        run = _context(model, head, config, log, processes, None if keeper is None else keeper.prepared())
+        open_.callback(log.close)
+        if processes.is_first:
+            log.watchers += build_watchers(config, folder, log)
+        return _run(run, sources, keeper)
 
 
 def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedCalculator:
     """Prepare the stages, train them one after the other, and conclude."""
     metadata, potential = run.metadata, run.potential
     stages = prepare(run, sources)
+    weights = Weights(potential)
     metadata["stages"] = []
     state = None if keeper is None else keeper.begin(run)
     rows: list[dict[str, Any]] = []
@@ -144,6 +151,7 @@ def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedC
         if state is not None:
             trainer.load(state)
             progress = trainer.progress
+            run.log.skip(len(rows) + number + 1)
             if progress.epoch > task.epochs:
                 run.log("resumed after the last epoch")
             else:
@@ -153,10 +161,31 @@ def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedC
         _fit(trainer, keeper)
         metadata["stages"].append({"stage": task.name, **_conclude(trainer, run.log)})
     metadata["errors"] = metadata["stages"][-1]
+    if keeper is not None:
+        keeper.write_result(potential)
+        if run.config.report:
+            keeper.write_report(_record(run, stages, weights, rows))
+        keeper.write_log()
     unfreeze_parameters(potential, metadata["frozen"])
     calculator = FinetunedCalculator(potential, device=str(potential.device), dtype=run.config.dtype)
     calculator.history, calculator.metadata = rows, metadata
+    if keeper is not None:
+        calculator.parameters["model"] = str(keeper.best_model)
     return calculator
+
+
+def _record(run: Context, stages: Stages, weights: Weights, history: list[dict[str, Any]]) -> RunRecord:
+    """What the run is judged by. All processes take part."""
+    with run.log.timed("evaluation for the report"):
+        (*_, last) = stages.tasks
+        return RunRecord(
+            run.metadata,
+            history,
+            run.log.lines,
+            record_frames(run, stages.judged, weights),
+            record_drift(run.potential, weights, stages.fisher),
+            record_pairs(run, last, weights) if isinstance(last, RelaxationTask) else None,
+        )
 
 
 def _context(
@@ -169,6 +198,10 @@ def _context(
 ) -> Context:
     potential, base = _load(model, head, config, processes)
     metadata = _describe_base(model, potential, base, config) | {"processes": processes.size}
+    metadata["machine"] = machine(potential.device)
+    size = sum(parameter.numel() for _, parameter in potential.native_parameters())
+    where = ", ".join(f"{key} {value}" for key, value in metadata["machine"].items())
+    log.detail(f"{metadata['base_model']}: {potential.backend}, {size:,d} parameters, {config.dtype}; {where}")
     return Context(potential, config, log, metadata, processes, prepared or Prepared())
 
 

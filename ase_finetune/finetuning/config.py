@@ -13,6 +13,9 @@ from ase_finetune.finetuning.relaxation_config import RelaxationConfig
 from ase_finetune.losses import Loss
 from ase_finetune.options import check_types
 
+#: Names of ``loggers``, and what pip has to install for each.
+LOGGERS = {"tensorboard": "tensorboard", "wandb": "lightning wandb"}
+
 
 @dataclass(frozen=True)
 class FinetuneConfig:
@@ -101,6 +104,12 @@ class FinetuneConfig:
         A step whose loss or gradient is not finite is not made, and told; so many of them in a row end the run.
     checkpoint_minutes
         With an output folder, a checkpoint is written after every epoch, and whenever so many minutes have passed.
+    report
+        With an output folder, write ``report.html`` and its pictures there at the end: what was gained, what was
+        forgotten. Up to 200 structures of each set, and up to 100 pairs, are evaluated once more for it.
+    loggers
+        Where epochs are told besides ``history.csv``, in the output folder: ``"tensorboard"``, ``"wandb"``
+        (Weights & Biases; with WANDB_MODE=offline without a network).
     seed
         Of splits, shuffling and random draws.
     device, dtype
@@ -148,6 +157,8 @@ class FinetuneConfig:
     drop_outliers: bool = False
     max_skipped_steps: int = 5
     checkpoint_minutes: float = 10.0
+    report: bool = True
+    loggers: Sequence[str] = ()
     seed: int = 0
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
@@ -165,6 +176,9 @@ class FinetuneConfig:
             raise InputError(f"warmup is a fraction of the steps between 0 and 1, got {self.warmup}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InputError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
+        for name in self.loggers:
+            if name not in LOGGERS:
+                raise InputError(f"loggers: {name!r} is not known; use {' and '.join(LOGGERS)}")
         if self.ewc_lambda is not None and not 0 <= self.ewc_lambda < float("inf"):
             raise InputError(f"ewc_lambda must be a finite number that is not negative, got {self.ewc_lambda}")
 
@@ -185,7 +199,7 @@ class FinetuneConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values by name."""
-        return asdict(self) | {"freeze": list(self.freeze)}
+        return asdict(self) | {"freeze": list(self.freeze), "loggers": list(self.loggers)}
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> FinetuneConfig:

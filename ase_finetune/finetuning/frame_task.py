@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ase_finetune.data.loading import GraphLoader
 from ase_finetune.finetuning.config import FinetuneConfig
-from ase_finetune.finetuning.history import FRAME_COLUMNS
+from ase_finetune.finetuning.history import FRAME_COLUMNS, Log
 from ase_finetune.finetuning.tasks import Task
 from ase_finetune.finetuning.updating import Piece, PieceLoss
 from ase_finetune.graphs import AtomGraph, collate, edge_counts
@@ -46,15 +47,22 @@ class FrameTask(Task):
         The options.
     untouched
         Errors of the potential on ``train`` before training, where they are known.
+    log
+        For progress bars.
     """
 
     name = "frames"
     columns = FRAME_COLUMNS
 
     def __init__(
-        self, train: FrameBatches, valid: Sequence[AtomGraph], config: FinetuneConfig, untouched: Errors | None = None
+        self,
+        train: FrameBatches,
+        valid: Sequence[AtomGraph],
+        config: FinetuneConfig,
+        untouched: Errors | None = None,
+        log: Log | None = None,
     ) -> None:
-        self._train, self._valid, self._config = train, valid, config
+        self._train, self._valid, self._config, self._log = train, valid, config, log or Log(0)
         self.size, self.epochs, self.batch_size = len(train), config.epochs, config.batch_size
         self.learning_rate, self.clip_norm = config.learning_rate, config.clip_norm
         self.untouched = untouched
@@ -70,7 +78,9 @@ class FrameTask(Task):
         return self._sums.errors(self._train.processes)
 
     def evaluate(self, potential: Potential) -> Errors | None:
-        return evaluate(potential, self._valid, self._config.loss, processes=self._train.processes)
+        processes = self._train.processes
+        with self._log.bar(math.ceil(len(self._valid) / processes.size), "validation") as bar:
+            return evaluate(potential, self._valid, self._config.loss, on_structure=bar.update, processes=processes)
 
     def state(self) -> dict[str, Any]:
         return {"sums": self._sums.state(), "edges": self._train.budget.edges}

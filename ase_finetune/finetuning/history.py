@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -59,27 +61,77 @@ RELAXATION_COLUMNS = Columns(
 )
 
 
+class Watcher(Protocol):
+    """Who wants to know of every epoch: a logger, a live picture."""
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Called with each row of the history, and before the first epoch of a stage with that of epoch 0."""
+
+    def skip(self, rows: int) -> None:
+        """Called when a run goes on, with the number of rows that were told before."""
+
+    def close(self) -> None:
+        """Called when the run has ended, however it did."""
+
+
 class Log:
     """Lines told to the user and kept for the files.
 
     Parameters
     ----------
     verbose
-        Print the lines (above any progress bar) besides keeping them.
+        0 keeps the lines, 1 prints them too (above any progress bar), 2 prints details as well.
     """
 
-    def __init__(self, verbose: bool = True) -> None:
-        self.verbose = verbose
+    def __init__(self, verbose: int = 1) -> None:
+        self.verbose = int(verbose)
         self.lines: list[str] = []
+        #: Told of every epoch.
+        self.watchers: list[Watcher] = []
 
     def __call__(self, text: str) -> None:
         self.lines.append(text)
-        if self.verbose:
-            tqdm.write(text, file=sys.stdout)
+        self._print(text, 1)
+
+    def detail(self, text: str) -> None:
+        """Tell what only those who asked for details want to know; it is not kept."""
+        self._print(f"  {text}", 2)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Tell, as a detail, how long something took."""
+        start = time.perf_counter()
+        yield
+        self.detail(f"{what}: {time.perf_counter() - start:.1f} s")
+
+    def epoch(self, row: Mapping[str, Any], columns: Columns, best: bool) -> None:
+        """Tell an epoch, to watchers too."""
+        self(epoch_line(row, columns, best))
+        for watcher in self.watchers:
+            watcher.epoch(row)
+
+    def skip(self, rows: int) -> None:
+        """Tell watchers that a run goes on."""
+        for watcher in self.watchers:
+            watcher.skip(rows)
+
+    def close(self) -> None:
+        """Tell watchers that nothing more comes."""
+        while self.watchers:
+            self.watchers.pop().close()
 
     def bar(self, total: int, what: str, done: int = 0) -> tqdm[Any]:
-        """A progress bar, shown on terminals only."""
-        return tqdm(total=total, initial=done, desc=what, leave=False, disable=None if self.verbose else True)
+        """A progress bar, shown on terminals only, and not for what is done at once."""
+        hidden = None if self.verbose else True
+        return tqdm(total=total, initial=done, desc=what, leave=False, delay=_AT_ONCE, disable=hidden)
+
+    def _print(self, text: str, level: int) -> None:
+        if self.verbose >= level:
+            tqdm.write(text, file=sys.stdout)
+
+
+#: Seconds that nobody needs a progress bar for.
+_AT_ONCE = 0.5
 
 
 def epoch_row(epoch: int, errors: Mapping[str, Any], columns: Columns, **values: float) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ase_finetune.finetuning.state import State
 from ase_finetune.finetuning.training import Trainer
 from ase_finetune.parallel import Processes
 from ase_finetune.potentials.base import Potential
+from ase_finetune.reporting import RunRecord
 
 T = TypeVar("T")
 
@@ -111,6 +112,16 @@ class RunKeeper:
         assert self._run is not None
         metadata = self._run.metadata
         self._on_first(lambda folder: folder.write_result(potential, metadata))
+
+    def write_report(self, record: RunRecord) -> None:
+        """The report and what it was made of; all processes wait for it."""
+        assert self._run is not None
+        with self._run.log.timed("report"):
+            self._on_first(lambda folder: folder.write_report(record))
+
+    def write_log(self) -> None:
+        """The log, with where everything is as its last line."""
+        self._on_first(RunFolder.write_log)
 
     def _on_first(self, work: Callable[[RunFolder], T]) -> T | None:
         folder = self._folder

@@ -51,6 +51,11 @@ class OldStructures(NamedTuple):
         """All of them, the used ones first, with the labels of their file."""
         return list(self.frames.graphs(potential.cutoff, potential.dtype))
 
+    def has_file_labels(self, config: FinetuneConfig) -> bool:
+        """Whether the labels of the file are used; otherwise the pretrained model makes them."""
+        has_labels = any(self.frames.num_labels.values())
+        return config.replay_labels == "data" or (config.replay_labels == "auto" and has_labels)
+
     @property
     def describe(self) -> Callable[[int], str]:
         """How messages name one of those that are used."""
@@ -100,8 +105,7 @@ def label_replay(run: Context, old: OldStructures | None) -> tuple[list[AtomGrap
     if old is None:
         return [], []
     config, log, graphs = run.config, run.log, old.graphs(run.potential)
-    has_labels = any(old.frames.num_labels.values())
-    if config.replay_labels == "data" or (config.replay_labels == "auto" and has_labels):
+    if old.has_file_labels(config):
         log(f"replay: {len(graphs)} structures with the labels of their file")
         return graphs[: old.trained], graphs[old.trained :]
     if config.uses_ewc and config.fisher == "empirical":

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from ase import Atoms
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ase_finetune.calculator import FinetunedCalculator
@@ -24,7 +26,7 @@ from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.batched import fill_batches
 from ase_finetune.potentials.memory import EdgeBudget
-from ase_finetune.trajectories.evaluation import RelaxationErrors, evaluate_relaxations, summarize
+from ase_finetune.trajectories.evaluation import PairError, RelaxationErrors, relax_pairs, summarize
 from ase_finetune.trajectories.rollout import Rollout, rollout
 from ase_finetune.trajectories.structures import Structures
 
@@ -92,6 +94,11 @@ class RelaxationTask(Task):
         self._scale = math.nan
 
     @property
+    def valid(self) -> PairSet | None:
+        """The held-out pairs."""
+        return self._valid
+
+    @property
     def step_size(self) -> float | None:
         """The trained step size, if it is trained."""
         return None if self._log_step_size is None else float(self._log_step_size.detach().exp())
@@ -133,22 +140,42 @@ class RelaxationTask(Task):
     def evaluate(self, potential: Potential) -> RelaxationErrors | None:
         if self._valid is None:
             return None
-        calc = FinetunedCalculator(potential, device=str(potential.device), dtype=_name(potential.dtype))
-        errors = summarize(
-            evaluate_relaxations(
-                calc,
-                [pair.initial for pair in self._valid],
-                [pair.relaxed for pair in self._valid],
-                cell=self._cell,
-                fmax=self._config.valid_fmax,
-                steps=self._config.valid_steps,
-                progress=None if self._log.verbose else False,
-                processes=self._processes,
-            )
-        )
+        errors = summarize([error for error, _ in self.relax(potential, self._valid)])
         if math.isnan(self._scale):
             self._scale = errors.loss
         return errors
+
+    def relax(self, potential: Potential, pairs: PairSet) -> list[tuple[PairError, Atoms]]:
+        """How the relaxations of pairs end, as validation judges it, and where. All processes take part."""
+        calc = FinetunedCalculator(potential, device=str(potential.device), dtype=_name(potential.dtype))
+        return relax_pairs(
+            calc,
+            [pair.initial for pair in pairs],
+            [pair.relaxed for pair in pairs],
+            cell=self._cell,
+            fmax=self._config.valid_fmax,
+            steps=self._config.valid_steps,
+            progress=None if self._log.verbose else False,
+            processes=self._processes,
+        )
+
+    def gradient_norms(self, most: int) -> NDArray[np.float64]:
+        """(s, k) norms of the loss's gradient by the coordinates before each step, in up to ``most`` rollouts.
+
+        NaN where it was not computed. It shows whether gradients vanish or explode on their way back.
+        """
+        chosen = np.linspace(0, self.size - 1, min(most, self.size)).round().astype(int).tolist()
+        rows = []
+        for index in chosen:
+            run = self._rollout([index])
+            if run.structures is not None and run.path is not None:
+                self._target_loss(run, run.structures, [self._pair_of[index]])[0].sum().backward()
+                rows.append(run.path.gradient_norms)
+        self._potential.zero_grad(set_to_none=True)
+        norms = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
+        for row, values in zip(norms, rows, strict=True):
+            row[: len(values)] = values
+        return norms
 
     def forgetting(self, replay: Measured, before: Measured) -> float:
         """The relative rise of the replay force error, for the validation loss of the untouched potential.
@@ -183,16 +210,7 @@ class RelaxationTask(Task):
 
     def _piece_loss(self, batch_size: int, indices: list[int]) -> PieceLoss:
         """The part of the batch's loss that these structures contribute; those that explode contribute none."""
-        config = self._config
-        run = rollout(
-            [self._starts[index] for index in indices],
-            self._potential,
-            config.method(None if self._log_step_size is None else self._log_step_size.exp()),
-            steps=config.steps,
-            gradient=config.gradient_options(),
-            cell=self._cell,
-            fmax=config.fmax,
-        )
+        config, run = self._config, self._rollout(indices)
         kept = [indices[position] for position in run.kept]
         # Not the rollout itself, which holds its graph. The backward pass adds to what could not be solved.
         keep = functools.partial(
@@ -201,15 +219,34 @@ class RelaxationTask(Task):
         if run.structures is None:
             nothing = torch.zeros((), dtype=torch.float64, device=self._potential.device)
             return PieceLoss(nothing, functools.partial(keep, []))
-        pairs = [self._pair_of[index] for index in kept]
-        target = Structures.from_atoms([self._train[k].relaxed for k in pairs], device=self._potential.device)
-        values, ends = self._distances(run, run.structures, target, pairs)
-        if run.guide is not None and any(weight for name, weight in config.loss.weights.items() if name != "energy"):
-            values = values + dataclasses.replace(config.loss, energy=0.0)(run.guide, target)
+        values, ends = self._target_loss(run, run.structures, [self._pair_of[index] for index in kept])
         if config.robust is not None:
             values = config.robust * torch.log1p(values / config.robust)
         total = config.weight * values.sum() / batch_size
         return PieceLoss(total, functools.partial(keep, ends))
+
+    def _rollout(self, indices: list[int]) -> Rollout:
+        config = self._config
+        return rollout(
+            [self._starts[index] for index in indices],
+            self._potential,
+            config.method(None if self._log_step_size is None else self._log_step_size.exp()),
+            steps=config.steps,
+            gradient=config.gradient_options(),
+            cell=self._cell,
+            fmax=config.fmax,
+        )
+
+    def _target_loss(
+        self, run: Rollout, structures: Structures, pairs: list[int]
+    ) -> tuple[Tensor, list[tuple[float, float, float]]]:
+        """As :meth:`_distances`, with what guides the first steps of ``"guided"``."""
+        config = self._config
+        target = Structures.from_atoms([self._train[k].relaxed for k in pairs], device=self._potential.device)
+        values, ends = self._distances(run, structures, target, pairs)
+        if run.guide is not None and any(weight for name, weight in config.loss.weights.items() if name != "energy"):
+            values = values + dataclasses.replace(config.loss, energy=0.0)(run.guide, target)
+        return values, ends
 
     def _keep(
         self,

@@ -18,6 +18,7 @@ from ase_finetune.finetuning.state import State
 from ase_finetune.finetuning.training import Trainer
 from ase_finetune.potentials import save_potential
 from ase_finetune.potentials.base import Potential
+from ase_finetune.reporting import RECORD_FILE, RunRecord, write_report
 
 _LOCK = ".lock"
 
@@ -123,6 +124,17 @@ class RunFolder:
         """The final state of everything."""
         save_potential(potential, self.model, metadata=metadata, overwrite=True)
         self.write_metadata(metadata)
+
+    def write_report(self, record: RunRecord) -> None:
+        """The report, and what it was made of, to make it anew."""
+        record.write(self.path / RECORD_FILE)
+        write_report(record, self.path)
+
+    def write_log(self) -> None:
+        """``log.txt``, with where everything is as its last line."""
+        names = ("model", "report.html", "history.csv", "run.json", "log.txt")
+        there = [name for name in names if (self.path / name).exists() or name == "log.txt"]
+        self._log(f"written to {self.path}: {', '.join(there)}; checkpoints are for resume=True")
         self._write_log()
 
     def write_metadata(self, metadata: dict[str, Any]) -> None:

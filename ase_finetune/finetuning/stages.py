@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ase_finetune.continual import EWCPenalty
+from ase_finetune.continual import EWCPenalty, FisherInformation
 from ase_finetune.data import (
     FrameSet,
     PairSet,
@@ -30,6 +30,7 @@ from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.old_material import OldStructures, build_penalty, label_replay, read_replay, shift_labels
 from ase_finetune.finetuning.optimizing import freeze_parameters, parameter_table
 from ase_finetune.finetuning.preparing import Frames, Target, check_and_align, labelled_graphs, read_target
+from ase_finetune.finetuning.recording import JudgedSet
 from ase_finetune.finetuning.relaxation_task import RelaxationTask
 from ase_finetune.finetuning.tasks import Task
 from ase_finetune.graphs import AtomGraph
@@ -52,11 +53,13 @@ class Sources:
 
 @dataclass
 class Stages:
-    """The stages of a run, and what they share."""
+    """The stages of a run, what they share, and what the run is to be judged by."""
 
     replay: Replay
     tasks: list[Task] = field(default_factory=list)
     penalty: EWCPenalty | None = None
+    fisher: FisherInformation | None = None
+    judged: list[JudgedSet] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,8 @@ def prepare(run: Context, sources: Sources) -> Stages:
     stages = Stages(Replay(watched=watched))
     metadata["fisher"] = None
     if config.uses_ewc:
-        stages.penalty, fisher = build_penalty(run, trained)
-        metadata["fisher"] = fisher.metadata
+        stages.penalty, stages.fisher = build_penalty(run, trained)
+        metadata["fisher"] = stages.fisher.metadata
     train = [] if frames is None else labelled_graphs(potential, target.train)
     used = trained if config.uses_replay else []
     budget = _edge_budget(run, used, train)
@@ -103,19 +106,25 @@ def prepare(run: Context, sources: Sources) -> Stages:
         stages.replay = Replay(FrameBatches(potential, used, config.loss, budget, **shared_replay), watched)
     if frames is not None:
         valid = [] if target.valid is None else labelled_graphs(potential, target.valid)
+        held_out = target.valid or target.train
+        stages.judged.append(JudgedSet(held_out.name, valid or train, held_out.describe))
         shared |= {"num_workers": config.num_workers, "describe": target.train.describe}
         batches = FrameBatches(potential, train, config.loss, budget, **shared)
-        stages.tasks.append(FrameTask(batches, valid, config, target.untouched))
+        stages.tasks.append(FrameTask(batches, valid, config, target.untouched, run.log))
     if pairs is not None:
         energies = _target_energies(run, pairs.train) if config.bptt.loss.energy > 0 else None
         stages.tasks.append(
             RelaxationTask(potential, pairs.train, pairs.valid, config.bptt, run.log, energies, run.processes)
         )
+    if old is not None:
+        watched_frames = old.frames.select(range(old.trained, len(old.frames)))
+        own_labels = not old.has_file_labels(config)
+        stages.judged.append(JudgedSet("replay", watched, watched_frames.describe, own_labels))
     return stages
 
 
 #: Options that say how a run is carried out, not what comes out of it.
-_MAY_CHANGE = ("device", "num_workers", "checkpoint_minutes", "trust_pickle")
+_MAY_CHANGE = ("device", "num_workers", "checkpoint_minutes", "trust_pickle", "report", "loggers")
 
 
 def _identity(potential: Potential, config: FinetuneConfig, metadata: dict[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from dataclasses import asdict
 from typing import Any, Protocol, cast
 
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
 from ase_finetune.continual import EWCPenalty
 from ase_finetune.errors import CheckpointError, NotFiniteError, TrainingError
 from ase_finetune.finetuning.best import Best
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.frame_task import Replay
-from ase_finetune.finetuning.history import Log, epoch_line, epoch_row, header_line
+from ase_finetune.finetuning.history import Log, epoch_row, header_line
 from ase_finetune.finetuning.optimizing import build_optimizer, build_schedule
 from ase_finetune.finetuning.progress import Progress
 from ase_finetune.finetuning.sampling import endless_batches, epoch_batches
@@ -33,6 +34,7 @@ from ase_finetune.finetuning.updating import Piece, Updater
 from ase_finetune.metrics import evaluate
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
+from ase_finetune.potentials.memory import peak_memory
 
 
 class Keeper(Protocol):
@@ -125,7 +127,7 @@ class Trainer:
         columns = self.task.columns
         self.log(header_line(columns))
         row = epoch_row(0, self.initial, columns, learning_rate=0.0, penalty=0.0, seconds=0.0)
-        self.log(epoch_line(row, columns, best=True))
+        self.log.epoch({"stage": self.task.name, **row}, columns, best=True)
         self.task.begin_epoch()
         self._clock = time.perf_counter()
         if self.keeper is not None:
@@ -140,11 +142,13 @@ class Trainer:
         named = [*self.potential.native_parameters(), *self.evaluated.native_parameters()]
         own = [parameter for parameter, _ in self.task.own_parameters()]
         self.processes.same_([*(parameter for _, parameter in named), *own])
-        with self.log.bar(self._steps_per_epoch, f"epoch {progress.epoch}", progress.steps) as bar:
+        what = f"epoch {progress.epoch} of {self.task.epochs}"
+        with self.log.bar(self._steps_per_epoch, what, progress.steps) as bar:
 
             def on_step() -> None:
-                bar.update()
                 progress.steps += 1
+                bar.set_postfix_str(f"all epochs: {self._remaining()} left", refresh=False)
+                bar.update()
                 if self.keeper is not None:
                     self.keeper.after_step(self)
 
@@ -153,6 +157,12 @@ class Trainer:
         self._end_epoch()
         if self.keeper is not None:
             self.keeper.after_epoch(self)
+
+    def _remaining(self) -> str:
+        """Time that the steps of this and all further epochs still take, as far as is known by now."""
+        done = self.progress.steps
+        left = (self.task.epochs - self.progress.epoch + 1) * self._steps_per_epoch - done
+        return tqdm.format_interval((time.perf_counter() - self._clock) / done * left)
 
     def _end_epoch(self) -> None:
         """Measure, choose, tell, and make ready for the next epoch."""
@@ -170,10 +180,11 @@ class Trainer:
             "penalty": self.penalty.value() if self.penalty is not None else 0.0,
             "skipped_steps": progress.skipped,
             "seconds": time.perf_counter() - self._clock,
+            "peak_memory_gb": peak_memory(self.potential.device),
             "best": best,
         }
         self.rows.append({"stage": self.task.name, **epoch_row(epoch, errors, self.task.columns, **values)})
-        self.log(epoch_line(self.rows[-1], self.task.columns, best))
+        self.log.epoch(self.rows[-1], self.task.columns, best)
         self.progress = progress.next_epoch()
         self._clock = time.perf_counter()
         self.task.begin_epoch()
@@ -285,10 +296,11 @@ class Trainer:
         return math.ceil(self.task.size / self.task.batch_size)
 
     def _errors(self, potential: Potential) -> dict[str, Measured | None]:
-        return {
-            "valid": self.task.evaluate(potential),
-            "replay": evaluate(potential, self.replay.watched, self.config.loss, processes=self.processes),
-        }
+        watched = self.replay.watched
+        valid = self.task.evaluate(potential)
+        with self.log.bar(math.ceil(len(watched) / self.processes.size), "old structures") as bar:
+            shared: dict[str, Any] = {"on_structure": bar.update, "processes": self.processes}
+            return {"valid": valid, "replay": evaluate(potential, watched, self.config.loss, **shared)}
 
     def _score(self, errors: dict[str, Measured | None]) -> float | None:
         """Validation loss plus, where forgetting is fought, the weighted rise of what replay measures.

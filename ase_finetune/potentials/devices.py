@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from typing import Any
+
 import torch
 
 from ase_finetune.errors import InputError
@@ -39,3 +42,9 @@ def resolve_dtype(dtype: str) -> torch.dtype:
     if dtype not in _DTYPES:
         raise InputError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     return _DTYPES[dtype]
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """On what something was computed: device, name of the GPU or kind of processor, threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": str(device), "processor": name, "threads": torch.get_num_threads()}

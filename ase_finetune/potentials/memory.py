@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -146,3 +148,18 @@ def probe_edges(potential: Potential, graph: AtomGraph, loss: Callable[[AtomGrap
     torch.cuda.empty_cache()  # what the probe used is free again
     free, _ = torch.cuda.mem_get_info(device)
     return max(graph.num_edges, int(_SHARE * free / per_edge))
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory in GB that was used so far: of the GPU by this process, or else by the process as a whole.
+
+    NaN where the system does not tell.
+    """
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 1e9
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return math.nan
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (1e9 if sys.platform == "darwin" else 1e6)  # bytes there, kB elsewhere

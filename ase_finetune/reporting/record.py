@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from ase_finetune.errors import CheckpointError
 from ase_finetune.files import read_sealed, write_sealed
 
+#: Name of the file in the folder of a run.
+RECORD_FILE = "record.safetensors"
+
 _KIND = "record-1"
 
 #: The last axis of what :class:`FrameRecord` holds.
@@ -126,10 +129,10 @@ class RunRecord:
     Attributes
     ----------
     metadata
-        As in ``run.json``: ``base_model``, ``config``, ``errors``, ``stages``, ``versions``, ``reference_offsets``, ...
+        As in ``run.json``: ``base_model``, ``config``, ``errors``, ``stages``, ``versions``, ...
     history
-        The rows of ``history.csv``: see :data:`ase_finetune.finetuning.history.FRAME_COLUMNS`. ``penalty`` is in units of
-        the loss, ``peak_memory_gb`` that of the GPU, or else of the process.
+        The rows of ``history.csv``: see :data:`ase_finetune.finetuning.history.FRAME_COLUMNS`. ``penalty`` is in
+        units of the loss, ``peak_memory_gb`` that of the GPU, or else of the process.
     log
         Lines told during the run.
     frames
@@ -166,7 +169,7 @@ class RunRecord:
         }
         if self.pairs is not None:
             tensors["gradient norms"] = self.pairs.gradient_norms
-            content["pairs"] = {name: getattr(self.pairs, name) for name in ("descriptions", "before", "after", "shown")}
+            content["pairs"] = {name: getattr(self.pairs, name) for name in _PLAIN_OF_PAIRS}
             content["pairs"] |= {name: [_to_plain(a) for a in getattr(self.pairs, name)] for name in _STRUCTURES}
         write_sealed(path, {name: torch.from_numpy(np.array(a)) for name, a in tensors.items()}, content, kind=_KIND)
 
@@ -183,7 +186,7 @@ class RunRecord:
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         try:
             frames = [
-                FrameRecord(**item, **{name: arrays[f"frames {k} {name}"] for name in _ARRAYS})
+                FrameRecord(**(item | {name: arrays[f"frames {k} {name}"] for name in _ARRAYS}))
                 for k, item in enumerate(content["frames"])
             ]
             drift = [TensorDrift(**item) for item in content["drift"]]
@@ -195,6 +198,7 @@ class RunRecord:
 
 _PLAIN = ("name", "own_labels", "descriptions", "available")
 _ARRAYS = ("numbers", "counts", "energy", "forces", "stress")
+_PLAIN_OF_PAIRS = ("descriptions", "before", "after", "shown")
 _STRUCTURES = ("targets", "ends_before", "ends_after")
 
 
@@ -213,5 +217,5 @@ def _to_plain(atoms: Atoms) -> dict[str, Any]:
 
 def _read_pairs(content: Mapping[str, Any], gradient_norms: Array) -> PairRecord:
     structures: dict[str, Sequence[Atoms]] = {name: [Atoms(**item) for item in content[name]] for name in _STRUCTURES}
-    plain = {name: content[name] for name in ("descriptions", "before", "after", "shown")}
+    plain = {name: content[name] for name in _PLAIN_OF_PAIRS}
     return PairRecord(**plain, **structures, gradient_norms=gradient_norms)  # type: ignore[arg-type]

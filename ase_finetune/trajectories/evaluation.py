@@ -153,12 +153,24 @@ def evaluate_relaxations(
     -------
     One :class:`PairError` per pair, in the order given.
     """
+    options: dict[str, Any] = {"cell": cell, "fmax": fmax, "steps": steps, "progress": progress, "processes": processes}
+    return [error for error, _ in relax_pairs(calc, initial, relaxed, optimizer=optimizer, **options)]
+
+
+def relax_pairs(
+    calc: FinetunedCalculator,
+    initial: Sequence[Atoms],
+    relaxed: Sequence[Atoms],
+    *,
+    optimizer: str = "fire",
+    **options: Any,
+) -> list[tuple[PairError, Atoms]]:
+    """As :func:`evaluate_relaxations`, with the structures in which the relaxations of the starts ended."""
     if len(initial) != len(relaxed):
         raise InputError(f"{len(initial)} initial and {len(relaxed)} relaxed structures")
-    options: dict[str, Any] = {"cell": cell, "fmax": fmax, "steps": steps, "progress": progress, "processes": processes}
     ends = relax([*initial, *relaxed], calc, optimizer, **options)
-    count = len(initial)
-    return [_compare(end, own, target) for end, own, target in zip(ends[:count], ends[count:], relaxed, strict=True)]
+    found = zip(ends[: len(initial)], ends[len(initial) :], relaxed, strict=True)
+    return [(_compare(end, own, target), end.atoms) for end, own, target in found]
 
 
 def _compare(end: Relaxed, own: Relaxed, target: Atoms) -> PairError:

@@ -116,7 +116,12 @@ def same(one: Path, other: Path) -> tuple[bool, bool]:
     histories = []
     for path in (one, other):
         with (path / "history.csv").open(encoding="utf-8", newline="") as file:
-            histories.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
+            histories.append(
+                [
+                    {k: v for k, v in row.items() if k not in ("seconds", "peak_memory_gb")}
+                    for row in csv.DictReader(file)
+                ]
+            )
     return equal, histories[0] == histories[1]
 
 

@@ -307,7 +307,7 @@ def test_history(method, replay):
     calculator = run(method=method, replay=replay, epochs=3)
     assert [row["epoch"] for row in calculator.history] == [1, 2, 3]
     columns = {f"{name}_{measure}" for name in SETS for measure in MEASURES}
-    columns |= {"stage", "epoch", "learning_rate", "penalty", "skipped_steps", "seconds", "best"}
+    columns |= {"stage", "epoch", "learning_rate", "penalty", "skipped_steps", "seconds", "peak_memory_gb", "best"}
     for row in calculator.history:
         assert set(row) == columns
         assert (row["penalty"] > 0) == (method == "reewc")
@@ -326,7 +326,7 @@ def test_history_is_the_error_of_the_weights():
 def test_output_folder(tmp_path):
     output = tmp_path / "deep" / "run"
     calculator = run(output=output)
-    written = {"model", "history.csv", "run.json", "log.txt", "checkpoints", ".lock"}
+    written = {"model", "history.csv", "run.json", "log.txt", "record.safetensors", "checkpoints", ".lock"}
     assert {path.name for path in output.iterdir()} == written
     with (output / "history.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

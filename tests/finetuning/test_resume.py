@@ -93,7 +93,10 @@ def run(output=None, *, train=TRAIN, valid=VALID, **options):
 
 def outcome(calculator, output):
     """Everything that must not depend on interruptions."""
-    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in calculator.history]
+    rows = [
+        {name: value for name, value in row.items() if name not in ("seconds", "peak_memory_gb")}
+        for row in calculator.history
+    ]
     stages = calculator.metadata["stages"]
     lines = (output / "history.csv").read_text().splitlines()
     saved = FinetunedCalculator(output / "model", device="cpu", dtype=calculator.parameters["dtype"]).potential
