@@ -7,14 +7,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest-sevenn
 
-.PHONY: demo test test-all lint types pytest coverage test-newest-sevenn bench bench-peers soak clean
+.PHONY: demo test test-all lint types pytest docs docs-links browser coverage test-newest-sevenn bench bench-peers soak clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo.py
 
-test: lint types pytest
+test: lint types docs pytest
 
-test-all: lint types
+test-all: lint types docs
 	$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
 
 lint: $(VENV)/ready
@@ -26,6 +26,19 @@ types: $(VENV)/ready
 
 pytest: $(VENV)/ready
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+# The links to other sites; needs the network.
+docs-links: $(VENV)/docs
+	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links
+
+# The report is looked at in a real browser; without one these tests are skipped. Needs the rights to install packages.
+browser:
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
 
 coverage: $(VENV)/ready
 	$(BIN)/python -m pytest -m "not slow" --cov=ase_finetune --cov-report=term $(PYTEST_ARGS)
@@ -55,6 +68,10 @@ $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[all,dev]"
 	touch $@
 
+$(VENV)/docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[docs]"
+	touch $@
+
 $(NEWEST)/ready: setup.cfg pyproject.toml constraints-newest-sevenn.txt
 	$(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
@@ -62,4 +79,4 @@ $(NEWEST)/ready: setup.cfg pyproject.toml constraints-newest-sevenn.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(NEWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis build docs/_build *.egg-info

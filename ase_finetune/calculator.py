@@ -20,6 +20,7 @@ from ase_finetune.potentials import Potential, load_potential, save_potential
 from ase_finetune.potentials.base import Prediction
 from ase_finetune.potentials.batched import DEFAULT_MAX_EDGES, predict_many
 from ase_finetune.potentials.devices import resolve_device, resolve_dtype
+from ase_finetune.representations import errors_table, html_table
 
 Model = str | os.PathLike[str] | Potential
 
@@ -112,6 +113,26 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         if reference == "target" and "reference_offsets" not in self.metadata:
             raise InputError("reference='target' needs a model fine-tuned with reference='align'; this one is not")
         self._neighbors = SkinNeighborList(max(p.cutoff for p in self.potentials), skin)
+
+    def __repr__(self) -> str:
+        named = ("model", "device", "dtype", "head", "reference")
+        values = {name: self.parameters[name] for name in named if self.parameters[name] not in (None, "model")}
+        return f"FinetunedCalculator({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+    def _repr_html_(self) -> str:
+        """What the calculator is and how well it does, for a notebook."""
+        potential = self.potential
+        size = sum(parameter.numel() for _, parameter in potential.native_parameters())
+        rows = {
+            **self.parameters,
+            "backend": potential.backend,
+            "parameters": f"{size:,d}",
+            "cutoff": f"{potential.cutoff:g} Å",
+            "elements": len(potential.numbers),
+        }
+        if "config" in self.metadata:
+            rows |= {"fine-tuned from": self.metadata["base_model"], "method": self.metadata["config"]["method"]}
+        return html_table("FinetunedCalculator", rows) + errors_table(self.metadata)
 
     @property
     def potential(self) -> Potential:

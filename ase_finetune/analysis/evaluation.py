@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ase.data import atomic_numbers
 
@@ -15,6 +15,7 @@ from ase_finetune.finetuning.preparing import labelled_graphs
 from ase_finetune.metrics import Errors, measure
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.batched import predict_many
+from ase_finetune.representations import html_table
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ class Evaluation:
     frames: int
     raw: Errors
     aligned_energy_mae: float
+
+    def __str__(self) -> str:
+        return evaluation_table([self])
+
+    def _repr_html_(self) -> str:
+        rows = {"frames": self.frames, **asdict(self.raw), "energy_mae after the best offsets": self.aligned_energy_mae}
+        return html_table(f"{self.name}: energy in meV/atom, forces in meV/Å, stress in kbar", rows)
 
 
 def evaluate_calculator(

@@ -15,7 +15,7 @@ from ase_finetune.data import PairSource
 from ase_finetune.errors import InputError, TrainingError
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.context import Context
-from ase_finetune.finetuning.history import Log, comparison_table, header_line
+from ase_finetune.finetuning.history import History, Log, comparison_table, header_line
 from ase_finetune.finetuning.keeping import RunKeeper
 from ase_finetune.finetuning.optimizing import unfreeze_parameters
 from ase_finetune.finetuning.prepared import Prepared
@@ -139,7 +139,7 @@ def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedC
     weights = Weights(potential)
     metadata["stages"] = []
     state = None if keeper is None else keeper.begin(run)
-    rows: list[dict[str, Any]] = []
+    rows = History()
     for number, task in enumerate(stages.tasks):
         done = len(metadata["stages"])
         if number < done:

@@ -12,12 +12,13 @@ from ase_finetune.errors import InputError
 from ase_finetune.finetuning.relaxation_config import RelaxationConfig
 from ase_finetune.losses import Loss
 from ase_finetune.options import check_types
+from ase_finetune.representations import brief, changes, html_table
 
 #: Names of ``loggers``, and what pip has to install for each.
 LOGGERS = {"tensorboard": "tensorboard", "wandb": "lightning wandb"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FinetuneConfig:
     """Options of :func:`ase_finetune.finetune`.
 
@@ -196,6 +197,14 @@ class FinetuneConfig:
     def uses_relaxations(self) -> bool:
         """Whether relaxations are trained through."""
         return self.method.startswith("bptt")
+
+    def __repr__(self) -> str:
+        return brief(self)
+
+    def _repr_html_(self) -> str:
+        """All options for a notebook; those that are not as by default stand out."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return html_table("Options of finetune(); bold: not as by default", values, bold=list(changes(self)))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values by name."""

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from ase_finetune.representations import html_table
+
 #: Sets whose errors each epoch reports. Replay tells what is forgotten.
 SETS = ("train", "valid", "replay")
 
@@ -132,6 +134,14 @@ class Log:
 
 #: Seconds that nobody needs a progress bar for.
 _AT_ONCE = 0.5
+
+
+class History(list[dict[str, Any]]):
+    """The epochs of a run, one dictionary each; in a notebook a table."""
+
+    def _repr_html_(self) -> str:
+        names = list(dict.fromkeys(name for row in self for name in row))
+        return html_table("History", [[row.get(name, "") for name in names] for row in self], header=names)
 
 
 def epoch_row(epoch: int, errors: Mapping[str, Any], columns: Columns, **values: float) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from ase_finetune.errors import InputError
 from ase_finetune.optimize.batched import build_method
 from ase_finetune.optimize.method import Method, Scalar, check_positive
 from ase_finetune.options import check_types
+from ase_finetune.representations import brief
 from ase_finetune.trajectories.implicit import FixedPointSolver
 from ase_finetune.trajectories.losses import StructureLoss
 from ase_finetune.trajectories.rollout import GradientKind, GradientOptions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RelaxationConfig:
     """How relaxations are trained on (``method="bptt"`` and its combinations).
 
@@ -100,6 +101,9 @@ class RelaxationConfig:
                 "gradient='truncated' goes through the last steps, which all structures must make: no fmax"
             )
         self.method()  # an optimizer refuses what it cannot use
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def method(self, step_size: Scalar | None = None) -> Method[Any]:
         """The optimizer, with another step size if one is given."""

@@ -15,6 +15,7 @@ from ase_finetune.errors import BackendNotInstalledError, InputError
 from ase_finetune.files import make_folder, write_text
 from ase_finetune.finetuning.config import LOGGERS, FinetuneConfig
 from ase_finetune.finetuning.history import Log, Watcher
+from ase_finetune.reporting.live import LivePicture, in_notebook
 
 
 class FabricWatcher:
@@ -52,6 +53,9 @@ class FabricWatcher:
     def close(self) -> None:
         """Write what is left."""
         self._logger.finalize("success")
+        finish = getattr(self._logger.experiment, "finish", None)
+        if finish is not None:  # else the next run of this process would go into the same one of Weights & Biases
+            finish()
 
 
 def build_watchers(config: FinetuneConfig, output: Path | None, log: Log) -> list[Watcher]:
@@ -78,7 +82,8 @@ def build_watchers(config: FinetuneConfig, output: Path | None, log: Log) -> lis
     loggers = [FabricWatcher(_build(name, output)) for name in config.loggers if output is not None]
     for logger in loggers:
         logger.config(config)
-    return [*loggers]
+    pictures = [LivePicture()] if log.verbose and in_notebook() else []
+    return [*loggers, *pictures]
 
 
 def _build(name: str, output: Path) -> Logger:
