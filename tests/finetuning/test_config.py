@@ -28,6 +28,8 @@ EVERYTHING = {
     "drop_outliers": True,
     "max_skipped_steps": 2,
     "checkpoint_minutes": 0.5,
+    "report": False,
+    "loggers": ["tensorboard"],
     "early_stopping": 5,
     "freeze": ["a.*", "b"],
     "reference": "shift",
