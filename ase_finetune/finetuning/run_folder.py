@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from ase_finetune.errors import CheckpointError, OutputError, OutputExistsError
 from ase_finetune.files import make_folder, remove_parts, to_json, write_text
 from ase_finetune.finetuning.checkpoints import Checkpoints
+from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.prepared import Prepared
 from ase_finetune.finetuning.state import State
@@ -128,7 +129,7 @@ class RunFolder:
     def write_report(self, record: RunRecord) -> None:
         """The report, and what it was made of, to make it anew."""
         record.write(self.path / RECORD_FILE)
-        write_report(record, self.path)
+        write_report(record, self.path, defaults=FinetuneConfig().to_dict())
 
     def write_log(self) -> None:
         """``log.txt``, with where everything is as its last line."""

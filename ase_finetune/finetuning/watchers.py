@@ -6,16 +6,16 @@ import math
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from lightning_fabric.loggers.logger import Logger
-from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+from typing import TYPE_CHECKING, Any
 
 from ase_finetune.errors import BackendNotInstalledError, InputError
 from ase_finetune.files import make_folder, write_text
 from ase_finetune.finetuning.config import LOGGERS, FinetuneConfig
 from ase_finetune.finetuning.history import Log, Watcher
 from ase_finetune.reporting.live import LivePicture, in_notebook
+
+if TYPE_CHECKING:
+    from lightning_fabric.loggers.logger import Logger
 
 
 class FabricWatcher:
@@ -96,6 +96,9 @@ def _build(name: str, output: Path) -> Logger:
 
 
 def _tensorboard(output: Path) -> Logger:
+    # Here, since it loads much that nobody needs without it.
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
     return TensorBoardLogger(output, name="", version="", sub_dir="tensorboard")
 
 
