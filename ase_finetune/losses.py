@@ -80,7 +80,15 @@ class Loss:
         return total
 
     def per_structure(self, prediction: Prediction, graph: AtomGraph) -> Tensor:
-        """(b,) loss of each structure as if it were a batch of its own."""
+        """(b,) loss of each structure as if it were a batch of its own.
+
+        Parameters
+        ----------
+        prediction
+            For b structures.
+        graph
+            The same structures, with labels.
+        """
         total = prediction.energy.new_zeros(graph.num_graphs)
         for weight, term in zip(self._weights, residuals(prediction, graph), strict=True):
             if weight > 0 and term is not None:
@@ -91,7 +99,13 @@ class Loss:
         return total
 
     def of_energies(self, residuals: Tensor) -> Tensor:
-        """(n,) what energy residuals of n structures, in eV/atom, contribute to :meth:`per_structure`."""
+        """(n,) what energy residuals of n structures, in eV/atom, contribute to :meth:`per_structure`.
+
+        Parameters
+        ----------
+        residuals : (n,)
+            Prediction minus label, eV/atom.
+        """
         return self.energy_weight * self._pointwise(residuals)
 
     def describe(self) -> dict[str, Any]:

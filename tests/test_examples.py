@@ -4,25 +4,18 @@ import csv
 import importlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from ase.io import read, write
+from ase.io import read
 from matplotlib import pyplot as plt
 
-import ase_finetune
 from ase_finetune import FinetunedCalculator
-from ase_finetune.cli import build_parser
-from ase_finetune.data import read_pairs
-from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.potentials import MorsePotential
 from tests import helpers
-from tests import morse as world
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -95,25 +88,6 @@ def check_picture(folder: Path) -> None:
     assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 5
 
 
-def page_blocks(text: str) -> list[str]:
-    """The Python code of a page, block by block."""
-    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def checked_finetune(calculator):
-    """A stand-in for finetune() that looks at its arguments and does not train."""
-
-    def finetune(model, train=None, *, relaxations=None, valid_relaxations=0.1, output=None, **options):
-        del valid_relaxations, output
-        assert model == "7net-0"
-        assert FinetuneConfig.from_options(options).uses_relaxations
-        assert len(read_pairs(relaxations)) == 12
-        assert train in (None, "frames.extxyz")
-        return calculator
-
-    return finetune
-
-
 def test_md_module(example, morse, tmp_path):
     temperature = example("md").main(morse, tmp_path / "deep" / "md", femtoseconds=2)
     assert 300 < temperature < 900
@@ -174,25 +148,6 @@ def test_bptt_relaxation(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/relaxations.md"])
-def test_code_on_relaxations(page, tmp_path, monkeypatch):
-    """The code of the pages runs as it stands, on pairs of ours; only the training itself is passed over."""
-    for end in ("initial", "relaxed"):
-        shutil.copy(EXAMPLES / "data" / f"crystal_pairs_{end}.extxyz", tmp_path / f"{end}.extxyz")
-    monkeypatch.chdir(tmp_path)
-    text = (ROOT / page).read_text(encoding="utf-8")
-    if page == "README.md":
-        text = text[text.index("## Relaxations") :].split("\n## ")[0]
-    blocks = page_blocks(text)
-    stand_in = checked_finetune(FinetunedCalculator("7net-0", device="cpu"))
-    monkeypatch.setattr(ase_finetune, "finetune", stand_in)
-    seen = {"finetune": stand_in}  # the first lines of the README import it
-    assert len(blocks) >= 3
-    for block in blocks:
-        exec(compile(block, page, "exec"), seen)  # noqa: S102  # our own pages
-
-
-@pytest.mark.slow
 def test_finetune_reewc(tmp_path):
     out = run(tmp_path, "finetune_reewc.py", "--output", "mine/lips")
     for part in ("LiPS validation", "MPtrj retention", "force MAE", "softening slope", "best epoch"):
@@ -210,52 +165,3 @@ def test_demo(tmp_path):
     check_relax(folder)
     assert 'FinetunedCalculator("runs/demo/model")' in out
     assert names(tmp_path / "runs") == {"demo"}
-
-
-def test_slurm_script_is_valid_and_passes_its_arguments(tmp_path):
-    """Run by bash with an srun that prints what it is asked to start."""
-    (tmp_path / "bin").mkdir()
-    srun = tmp_path / "srun"
-    srun.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
-    srun.chmod(0o755)
-    (tmp_path / "bin" / "activate").touch()
-    answer = subprocess.run(  # noqa: S603  # our own script
-        ["/bin/bash", str(ROOT / "docs" / "slurm_finetune.sh"), "my frames.extxyz", "runs/mine"],
-        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VENV": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    words = answer.stdout.splitlines()
-    start = words.index("ase-finetune")
-    # Every option exists: the command line parses them.
-    options = build_parser().parse_args(words[start + 1 :])
-    assert options.fit.train == "my frames.extxyz"
-    assert options.fit.output == "runs/mine"
-
-
-def test_code_on_scaling(tmp_path, monkeypatch):
-    """The code of the page runs as it stands, with a small potential in the place of 7net-0."""
-    monkeypatch.chdir(tmp_path)
-    potential, frames = world.pretrained(), world.labelled(world.silicon(4, 1))
-    write("frames.extxyz", frames)
-
-    def small(model, *arguments, **options):
-        assert model == "7net-0"
-        shared = {"epochs": 1, "monitor_size": 2, "verbose": False, "device": "cpu"}
-        return ase_finetune.finetune(potential, *arguments, valid=None, replay=world.oxide(6, 3), **shared, **options)
-
-    seen = {
-        "finetune": small,
-        "potential": potential,
-        "graphs": world.graphs(frames, potential),
-        "structures": frames,
-        "write": write,
-        "FinetunedCalculator": lambda _, **options: FinetunedCalculator(potential, **options),
-    }
-    blocks = page_blocks((ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"))
-    assert len(blocks) == 4
-    for block in sorted(blocks, key=lambda block: "connect(" not in block):  # the database has to be there first
-        exec(compile(block, "scaling.md", "exec"), seen)  # noqa: S102  # our own page
-    assert len(read("frames.db", ":")) == len(read("relaxed.extxyz", ":")) == 4
-    assert torch.equal(*(fisher.values["shift"] > 0 for fisher in (seen["exact"], seen["close"])))

@@ -64,6 +64,10 @@ def load_fisher(
     loss
         The training loss; an empirical Fisher made with another one is refused.
 
+    Returns
+    -------
+    Tensors by parameter name, and what is known of their origin.
+
     Raises
     ------
     CheckpointError
@@ -87,6 +91,15 @@ def load_fisher(
 
 def load_anchor(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read anchor parameters theta*, such as the published ``opt_params_sevenn.pt``.
+
+    Parameters
+    ----------
+    path
+        A ``.pt`` or ``.pth`` file.
+
+    Returns
+    -------
+    Tensors by parameter name.
 
     Raises
     ------

@@ -53,7 +53,15 @@ def check_units(
 
 @dataclass(frozen=True)
 class Outlier:
-    """A frame whose labels are far off: its position in the set, and why, in words that name it."""
+    """A frame whose labels are far off: its position in the set, and why, in words that name it.
+
+    Parameters
+    ----------
+    position
+        Of the frame in its set.
+    text
+        Which label is how far off, in words that name the frame.
+    """
 
     position: int
     text: str
@@ -116,7 +124,19 @@ class PredictionCheck:
     def add(
         self, position: int, energy: float, forces: FloatArray | None = None, stress: FloatArray | None = None
     ) -> None:
-        """The prediction for a frame: eV, (n, 3) in eV/Å and (6,) in eV/Å³."""
+        """The prediction for a frame: eV, (n, 3) in eV/Å and (6,) in eV/Å³.
+
+        Parameters
+        ----------
+        position
+            Of the frame in its set.
+        energy
+            Predicted, eV.
+        forces : (n, 3)
+            Predicted, eV/Å.
+        stress : (6,)
+            Predicted, eV/Å³.
+        """
         frame = self._frames[position]
         self.energies[position] = energy
         self._units.add(frame, forces, stress)

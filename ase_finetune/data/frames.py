@@ -60,10 +60,10 @@ class FrameSet(Sequence[Frame]):
         forces: Sequence[FloatArray | None] | None = None,
         stresses: Sequence[FloatArray | None] | None = None,
     ) -> FrameSet:
-        """Frames with the labels given (eV, eV/Å, eV/Å³), for example predictions of a model.
+        """Frames called ``name`` with the labels given, for example predictions of a model.
 
-        Labels given replace all labels on the structures; with none given, those on the structures
-        are read, if there are any.
+        Labels given (``energies`` in eV, ``forces`` (n, 3) in eV/Å, ``stresses`` (6,) in eV/Å³) replace all labels
+        on the ``structures``; with none given, those on the structures are read, if there are any.
 
         Raises
         ------
@@ -134,7 +134,7 @@ class FrameSet(Sequence[Frame]):
         return [frame.atoms for frame in self.frames]
 
     def select(self, indices: Iterable[int], *, name: str | None = None) -> FrameSet:
-        """The frames at these positions of the set, in this order."""
+        """The frames at these ``indices`` of the set, in this order; ``name`` is that of the new set."""
         positions = [int(index) for index in indices]
         if isinstance(self.frames, StreamedFrames):
             chosen = self._with(self.frames.take(positions))
@@ -143,11 +143,11 @@ class FrameSet(Sequence[Frame]):
         return chosen if name is None else chosen.renamed(name)
 
     def renamed(self, name: str) -> FrameSet:
-        """The same frames under another name."""
+        """The same frames under another ``name``."""
         return FrameSet(name, self.frames, self.label_sources, self.notes)
 
     def with_energies(self, energies: Sequence[float | None]) -> FrameSet:
-        """The same frames with other energies (eV); ``None`` for a missing one.
+        """The same frames with other ``energies`` (eV); ``None`` for a missing one.
 
         Raises
         ------
@@ -162,7 +162,7 @@ class FrameSet(Sequence[Frame]):
         return self._with(dataclasses.replace(frame, energy=e) for frame, e in zip(self.frames, column, strict=True))
 
     def describe(self, position: int) -> str:
-        """How messages name a frame: its index in its source, the set and the source."""
+        """How messages name the frame at ``position``: its index in its source, the set and the source."""
         frame = self.frames[position]
         return f"frame {frame.index} of {self.name} ({frame.source})"
 
@@ -199,7 +199,13 @@ class FrameSet(Sequence[Frame]):
         return [self.graph(position, cutoff, dtype) for position in range(len(self))]
 
     def graph(self, position: int, cutoff: float, dtype: torch.dtype = torch.float32) -> AtomGraph:
-        """The labelled graph of one frame, as :meth:`graphs` tells."""
+        """The labelled graph of the frame at ``position``, with ``cutoff`` in Å and ``dtype`` as :meth:`graphs` tells.
+
+        Raises
+        ------
+        DataError
+            If the structure cannot be evaluated; the message names the frame.
+        """
         frame = self.frames[position]
         try:
             graph = AtomGraph.from_atoms(frame.atoms, cutoff, dtype=dtype)
@@ -243,6 +249,10 @@ def read_frames(
         Leave the structures of ASE databases (``.db``, ``.aselmdb``) on disk and read them when they are
         used, for sets larger than memory. They are read once here, to check them. By default so are
         databases of more than :data:`~ase_finetune.data.sources.STREAM_FROM` structures.
+
+    Returns
+    -------
+    The frames, with their labels and where these were found.
 
     Raises
     ------

@@ -12,7 +12,13 @@ _MAX_ELEMENTS = 12
 
 
 def pair_report(pairs: PairSet) -> str:
-    """What a set of pairs holds, in a few lines: sizes, elements, changes from initial to relaxed, energies."""
+    """What a set of pairs holds, in a few lines: sizes, elements, changes from initial to relaxed, energies.
+
+    Parameters
+    ----------
+    pairs
+        As :func:`read_pairs` gives them.
+    """
     if not len(pairs):
         return f"{pairs.name}: no pairs"
     sizes = [len(pair.initial) for pair in pairs]

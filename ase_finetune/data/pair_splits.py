@@ -64,6 +64,11 @@ def split_pairs(pairs: PairSet, valid: float | int, *, seed: int = 0) -> tuple[P
 def check_disjoint_pairs(train: PairSet, valid: PairSet) -> None:
     """Refuse sets that share initial structures (same atoms; cell and positions within 1e-4 Å).
 
+    Parameters
+    ----------
+    train, valid
+        As :func:`read_pairs` gives them.
+
     Raises
     ------
     DataError

@@ -99,15 +99,15 @@ class PairSet(Sequence[Pair]):
         return sum(pair.energy is not None for pair in self.pairs)
 
     def select(self, indices: Iterable[int], *, name: str | None = None) -> PairSet:
-        """The pairs at these positions of the set, in this order."""
+        """The pairs at these ``indices`` of the set, in this order; ``name`` is that of the new set."""
         return PairSet(name or self.name, (self.pairs[int(index)] for index in indices), self.notes)
 
     def renamed(self, name: str) -> PairSet:
-        """The same pairs under another name."""
+        """The same pairs under another ``name``."""
         return PairSet(name, self.pairs, self.notes)
 
     def describe(self, position: int) -> str:
-        """How messages name a pair: its index in its source, its name, the set and the source."""
+        """How messages name the pair at ``position``: its index in its source, its name, the set and the source."""
         return describe_pair(self.pairs[position], self.name)
 
     def digest(self) -> str:
@@ -145,6 +145,10 @@ def read_pairs(source: PairSource, *, name: str = "relaxations") -> PairSet:
         which are taken as they are. Or a :class:`PairSet`.
     name
         What messages and reports call the set.
+
+    Returns
+    -------
+    The pairs, each of an initial and a relaxed structure with the same atoms.
 
     Raises
     ------

@@ -43,7 +43,13 @@ class ReferenceOffsets:
     mae_after: float = 0.0
 
     def energy(self, numbers: Sequence[int] | npt.NDArray[Any]) -> float:
-        """The offset of a structure with these atomic numbers, in eV; 0 for elements not fitted."""
+        """The offset of a structure with these atomic numbers, in eV; 0 for elements not fitted.
+
+        Parameters
+        ----------
+        numbers : (n,)
+            Atomic numbers.
+        """
         return float(sum(self.offsets.get(int(z), 0.0) for z in numbers))
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,6 +64,15 @@ class ReferenceOffsets:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ReferenceOffsets:
         """The inverse of :meth:`to_dict`.
+
+        Parameters
+        ----------
+        data
+            As :meth:`to_dict` gives it.
+
+        Returns
+        -------
+        The same offsets.
 
         Raises
         ------
@@ -124,7 +139,15 @@ def fit_reference(frames: FrameSet, predicted_energies: Sequence[float]) -> Refe
 
 
 def align(frames: FrameSet, offsets: ReferenceOffsets) -> FrameSet:
-    """The same frames with the offsets subtracted from their energies: the model's own reference."""
+    """The same frames with the offsets subtracted from their energies: the model's own reference.
+
+    Parameters
+    ----------
+    frames
+        With energies in the reference of their own.
+    offsets
+        As :func:`fit_reference` finds them, eV per atom.
+    """
     return frames.with_energies(
         [None if frame.energy is None else frame.energy - offsets.energy(frame.atoms.numbers) for frame in frames]
     )

@@ -17,7 +17,15 @@ _TOLERATED_EXCESS = 2.0
 
 @dataclass(frozen=True)
 class Split:
-    """Two sets, and in words how they were made."""
+    """Two sets, and in words how they were made.
+
+    Parameters
+    ----------
+    train, valid
+        Without a trajectory in common, where that is possible.
+    description
+        In words how they were made.
+    """
 
     train: FrameSet
     valid: FrameSet
@@ -43,6 +51,10 @@ def split_frames(frames: FrameSet, valid: float | int, *, seed: int = 0, group_b
     group_by
         A key of ``info`` that identifies the trajectory; "auto" takes :attr:`Frame.group`.
 
+    Returns
+    -------
+    Both sets, and in words how they were made.
+
     Raises
     ------
     InputError
@@ -66,6 +78,11 @@ def split_frames(frames: FrameSet, valid: float | int, *, seed: int = 0, group_b
 
 def check_disjoint(train: FrameSet, valid: FrameSet) -> None:
     """Refuse sets that share structures (same atoms, cell and positions within 1e-4 Å).
+
+    Parameters
+    ----------
+    train, valid
+        As :func:`read_frames` gives them.
 
     Raises
     ------

@@ -144,7 +144,13 @@ class AtomGraph:
         return self.edge_index.index_select(1, kept), vectors.index_select(0, kept)
 
     def replace(self, **changes: Any) -> AtomGraph:
-        """A copy with some fields replaced; the tensors are shared."""
+        """A copy with some fields replaced; the tensors are shared.
+
+        Parameters
+        ----------
+        **changes
+            New values by the name of the field.
+        """
         return dataclasses.replace(self, **changes)
 
     def without_labels(self) -> AtomGraph:
@@ -195,6 +201,11 @@ class AtomGraph:
         """The graph on another device, or with another floating-point type.
 
         With ``non_blocking``, copies of a pinned graph to a GPU go on while the program does.
+
+        Parameters
+        ----------
+        device, dtype
+            As for :meth:`torch.Tensor.to`; ``None`` leaves it. Whole numbers keep their type.
         """
 
         def move(value: Tensor) -> Tensor:
@@ -223,6 +234,15 @@ _LABELS = ("energy", "forces", "stress")
 
 def collate(graphs: Sequence[AtomGraph]) -> AtomGraph:
     """Join graphs into one batch, in the order given.
+
+    Parameters
+    ----------
+    graphs
+        Of one or more structures each, all with labels or all without.
+
+    Returns
+    -------
+    One graph, whose ``batch`` tells the structures apart.
 
     Raises
     ------

@@ -89,7 +89,7 @@ class MovingGraph:
         return self._graph.replace(positions=x.to(self._device, self._dtype), cell=h.to(self._device, self._dtype)), {}
 
     def select(self, structures: Sequence[int]) -> MovingGraph:
-        """Some of the structures, with the neighbour lists they have."""
+        """Some of the ``structures`` by their positions, with the neighbour lists they have."""
         chosen = MovingGraph([], 0.0, 0.0, self._dtype, self._device)
         chosen._atoms = [self._atoms[index] for index in structures]
         chosen._lists = [self._lists[index] for index in structures]
@@ -97,7 +97,7 @@ class MovingGraph:
         return chosen
 
     def joined(self, other: MovingGraph) -> MovingGraph:
-        """The structures of both, with the neighbour lists they have."""
+        """The structures of this batch and of an ``other`` one, with the neighbour lists they have."""
         both = MovingGraph([], 0.0, 0.0, self._dtype, self._device)
         both._atoms = self._atoms + other._atoms
         both._lists = self._lists + other._lists

@@ -57,7 +57,7 @@ class CellOptions:
 
     @classmethod
     def from_filter(cls, filtered: FrechetCellFilter) -> CellOptions:
-        """The options of a :class:`ase.filters.FrechetCellFilter`."""
+        """The options of ``filtered``, a :class:`ase.filters.FrechetCellFilter`."""
         full = np.asarray(filtered.mask, dtype=bool)
         return cls(
             mask=[bool(full[a, b]) for a, b in _VOIGT],
@@ -68,7 +68,13 @@ class CellOptions:
         )
 
     def project(self, logarithm: Tensor) -> Tensor:
-        """The part of (b, 3, 3) logarithms of a deformation, or of forces on them, that may change."""
+        """The part of (b, 3, 3) logarithms of a deformation, or of forces on them, that may change.
+
+        Parameters
+        ----------
+        logarithm : (b, 3, 3)
+            Of the deformations, or forces on them in eV.
+        """
         identity = torch.eye(3, dtype=logarithm.dtype, device=logarithm.device)
         third = logarithm.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None] / 3 * identity
         if self.hydrostatic_strain:

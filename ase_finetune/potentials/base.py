@@ -102,18 +102,33 @@ class Potential(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def from_architecture(cls, architecture: dict[str, Any], head: str | None = None) -> Potential:
-        """The module of an :meth:`architecture`, with weights to be loaded."""
+        """The module of an :meth:`architecture`, with weights to be loaded.
+
+        Parameters
+        ----------
+        architecture
+            As :meth:`architecture` gives it. Saved files may be anybody's: what it asks for is to be checked.
+        head
+            The one to use, for models with several.
+        """
 
     @abstractmethod
     def shift_energies(self, offsets: dict[int, float]) -> None:
-        """Add per-element energies (eV, by atomic number) to the model's own."""
+        """Add per-element energies to the model's own: ``offsets`` in eV by atomic number."""
 
     @abstractmethod
     def save_native(self, path: Path) -> None:
-        """Write the backend's own checkpoint format, for its own calculator, LAMMPS and tools."""
+        """Write the backend's own checkpoint format to ``path``, for its own calculator, LAMMPS and tools."""
 
     def convert_state(self, state: dict[str, Tensor], architecture: dict[str, Any]) -> dict[str, Tensor]:
         """Weights written together with ``architecture``, in the order the installed backend wants them.
+
+        Parameters
+        ----------
+        state
+            Tensors by name, as they were saved.
+        architecture
+            That of the saved potential.
 
         Raises
         ------
@@ -124,12 +139,12 @@ class Potential(nn.Module, ABC):
         return state
 
     def energies(self, graph: AtomGraph) -> Tensor:
-        """(n,) per-atom energies in eV, differentiable in positions, cell and parameters."""
+        """(n,) per-atom energies of ``graph`` in eV, differentiable in positions, cell and parameters."""
         edge_index, vectors = graph.edges_within(self.cutoff)
         return self.atomic_energies(graph, edge_index, vectors)
 
     def forward(self, graph: AtomGraph) -> Tensor:
-        """Same as :meth:`energies`."""
+        """Same as :meth:`energies` of ``graph``."""
         return self.energies(graph)
 
     def predict(
@@ -177,7 +192,7 @@ class Potential(nn.Module, ABC):
         )
 
     def check_numbers(self, graph_or_numbers: AtomGraph | Any) -> None:
-        """Raise an :class:`InputError` that names the first atom whose element is unknown."""
+        """Raise an :class:`InputError` that names the first atom of ``graph_or_numbers`` whose element is unknown."""
         numbers = graph_or_numbers.numbers if isinstance(graph_or_numbers, AtomGraph) else graph_or_numbers
         known = set(self.numbers)
         for index, number in enumerate(int(z) for z in numbers):
@@ -198,7 +213,7 @@ class Potential(nn.Module, ABC):
         return next(self.native.parameters()).device
 
     def native_parameters(self, trainable_only: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters under the native model's own names."""
+        """Parameters under the native model's own names, with ``trainable_only`` without frozen ones."""
         for name, parameter in self.native.named_parameters():
             if parameter.requires_grad or not trainable_only:
                 yield name, parameter

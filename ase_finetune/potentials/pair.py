@@ -97,7 +97,7 @@ class MorsePotential(Potential):
             self.native["shift"][self._index[number]] += offset
 
     def save_native(self, path: Path) -> None:
-        """Write all parameters as JSON (this potential has no other tool to be read by)."""
+        """Write all parameters as JSON to ``path`` (this potential has no other tool to be read by)."""
         values = {name: parameter.tolist() for name, parameter in self.native.items()}
         write_text(path, json.dumps(self.architecture() | values, indent=1))
 

@@ -98,7 +98,13 @@ class RelaxationErrors:
 
 
 def summarize(errors: Sequence[PairError]) -> RelaxationErrors:
-    """One set of numbers for many relaxations."""
+    """One set of numbers for many relaxations.
+
+    Parameters
+    ----------
+    errors
+        As :func:`evaluate_relaxations` gives them, at least one.
+    """
     inside = [error for error in errors if error.right_basin]
     alive = [error for error in errors if error.failure is None]
 

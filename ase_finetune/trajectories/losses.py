@@ -31,7 +31,7 @@ _RESOLUTION = 100
 
 
 def delta_q(structures: Structures, target: Structures, *, remove_drift: bool = True, align: bool = False) -> Tensor:
-    """(b,) mass-weighted distances sqrt(sum_j m_j |dx_j|²) in Å sqrt(amu).
+    """(b,) mass-weighted distances ``sqrt(sum_j m_j |dx_j|²)`` in Å sqrt(amu).
 
     The configuration coordinate of defect physics: A. Alkauskas et al., New J. Phys. 16, 073026 (2014).
 
@@ -54,9 +54,21 @@ def delta_q(structures: Structures, target: Structures, *, remove_drift: bool = 
 
 
 def rmsd(structures: Structures, target: Structures, *, remove_drift: bool = True, align: bool = False) -> Tensor:
-    """(b,) root mean square displacements sqrt(sum_j |dx_j|² / n) in Å, all atoms alike.
+    """(b,) root mean square displacements ``sqrt(sum_j |dx_j|² / n)`` in Å, all atoms alike.
 
-    Parameters and errors are those of :func:`delta_q`; the drift is that of the unweighted mean.
+    Parameters
+    ----------
+    structures, target
+        As for :func:`displacements`.
+    remove_drift
+        Take off the mean displacement, of all atoms alike.
+    align
+        Rotate molecules onto their target.
+
+    Raises
+    ------
+    InputError
+        As :func:`displacements`.
     """
     moved = displacements(structures, target, remove_drift=remove_drift, align=align)
     return _root(structures.sum(moved.square().sum(dim=1)) / structures.num_atoms)
@@ -68,6 +80,11 @@ def cell_strain(structures: Structures, target: Structures) -> Tensor:
     F takes the target's cell to the structure's. E does not change with a rotation of either, and is
     the usual strain where it is small. Directions that are not periodic do not count: a slab has its
     strain in the plane, a molecule none.
+
+    Parameters
+    ----------
+    structures, target
+        Batches of b structures.
 
     Raises
     ------
@@ -86,6 +103,11 @@ def cell_strain(structures: Structures, target: Structures) -> Tensor:
 def log_volume_ratio(structures: Structures, target: Structures) -> Tensor:
     """(b,) ln(V / V_target), with its sign; of areas for slabs and lengths for wires, 0 for molecules.
 
+    Parameters
+    ----------
+    structures, target
+        Batches of b structures.
+
     Raises
     ------
     InputError
@@ -98,7 +120,7 @@ def log_volume_ratio(structures: Structures, target: Structures) -> Tensor:
 
 
 def energy_error(structures: Structures, energy: Tensor, target_energy: Tensor) -> Tensor:
-    """(b,) |E - E_target| / n in eV/atom; 0, with the gradient 0, where the target energy is NaN (missing).
+    """(b,) ``|E - E_target| / n`` in eV/atom; 0, with the gradient 0, where the target energy is NaN (missing).
 
     Parameters
     ----------
@@ -202,7 +224,15 @@ class StructureLoss:
         energy: Tensor | None = None,
         target_energy: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Each term without its weight, (b,), whatever its weight is; the energy's only if energies are given."""
+        """Each term without its weight, (b,), whatever its weight is; the energy's only if energies are given.
+
+        Parameters
+        ----------
+        structures, target
+            Batches of b structures.
+        energy, target_energy : (b,)
+            eV; NaN for a missing target.
+        """
         known = [name for name in _TERMS if name != "energy" or not (energy is None or target_energy is None)]
         return {name: self._term(name, structures, target, energy, target_energy) for name in known}
 

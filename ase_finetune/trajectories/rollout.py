@@ -104,7 +104,10 @@ class Rollout:
     _energy: Callable[[], Tensor] | None = None
 
     def energy(self) -> Tensor:
-        """(len(kept),) potential energies in eV of the final structures, differentiable through them too."""
+        """(len(kept),) potential energies in eV of the final structures, differentiable through them too.
+
+        An :class:`InputError` if none is left.
+        """
         if self._energy is None:
             raise InputError("no structure is left to have an energy")
         return self._energy()

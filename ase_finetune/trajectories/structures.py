@@ -49,7 +49,7 @@ class Structures:
         dtype: torch.dtype = torch.float64,
         device: torch.device | str | None = None,
     ) -> Structures:
-        """Structures of ASE as one batch, in the order given.
+        """The ``structures`` of ASE as one batch, in the order given; its tensors have ``dtype`` and are on ``device``.
 
         Raises
         ------
@@ -89,7 +89,7 @@ class Structures:
         return determinant.abs()
 
     def sum(self, values: Tensor) -> Tensor:
-        """(b, ...) sums over the atoms of each structure of (n, ...) values."""
+        """(b, ...) sums over the atoms of each structure of (n, ...) ``values``."""
         zeros = values.new_zeros((self.num_structures, *values.shape[1:]))
         return zeros.index_add(0, self.batch, values)
 
