@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # a pub
 
 _LARGEST = 1 << 20
 
-#: Options that hold others, by name.
-_GROUPS: Mapping[str, Any] = {"loss": {}, "bptt": {"loss": {}}}
+#: What leads to other files or to modules, or is asked of the command line only.
+_NEVER = ("config", "class_path", "init_args", "print_config", "help", "verbose", "debug")
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,21 +26,31 @@ class _Loader(yaml.SafeLoader):
 
 
 class ConfigFile(ActionConfigFile):
-    """The ``--config`` option: checks the file before jsonargparse reads it."""
+    """The ``--config`` option: checks the file before jsonargparse reads it.
+
+    The parser says in ``option_names`` which options there are.
+    """
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         try:
-            check_config_file(Path(values))
+            check_config_file(Path(values), parser.option_names)
         except (OSError, TypeError, ValueError, yaml.YAMLError, RecursionError) as error:
             parser.error(f"the config file {values} cannot be used: {' '.join(str(error).split())}")
         super().__call__(parser, namespace, values, option_string)  # type: ignore[no-untyped-call]
 
 
-def check_config_file(path: Path) -> None:
+def check_config_file(path: Path, known: Collection[str]) -> None:
     """Refuse whatever is no plain option.
 
     jsonargparse imports, and so runs, modules that are named in the place of options (``class_path``), in files that
     options name, and in texts that it parses once more.
+
+    Parameters
+    ----------
+    path
+        The file.
+    known
+        Names of the options there are, with dots where they are in groups.
 
     Raises
     ------
@@ -53,21 +64,27 @@ def check_config_file(path: Path) -> None:
     content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  # a safe one
     if not isinstance(content, dict):
         raise TypeError("it holds no options by name")
-    if "trust_pickle" in content:
+    # That of a template is false, which allows nothing.
+    if content.get("trust_pickle", False) is not False:
         raise ValueError("trust_pickle allows files to run code, and is an option of the command line only")
     if not isinstance(content.get("relaxations"), list | None):
         raise TypeError("relaxations takes a list of two files")
-    _check_options(content, _GROUPS)
+    _check_options(content, known, "")
 
 
-def _check_options(content: Mapping[Any, Any], groups: Mapping[str, Any]) -> None:
+def _check_options(content: Mapping[Any, Any], known: Collection[str], group: str) -> None:
+    groups = {
+        name[len(group) :].split(".")[0] for name in known if name.startswith(group) and "." in name[len(group) :]
+    }
+    plain = {name[len(group) :] for name in known if name.startswith(group)} - set(_NEVER)
     for name, value in content.items():
-        if not isinstance(name, str) or not name.isidentifier() or name in ("config", "class_path", "init_args"):
-            raise ValueError(f"{str(name)[:80]!r} is no option here")
         if name in groups:
             if not isinstance(value, dict):
                 raise TypeError(f"{name} takes options by name")
-            _check_options(value, groups[name])
+            _check_options(value, known, f"{group}{name}.")
+        elif not isinstance(name, str) or not name.isidentifier() or name not in plain:
+            near = difflib.get_close_matches(str(name), [*groups, *plain], n=1)
+            raise ValueError(f"{str(name)[:80]!r} is no option here" + (f"; did you mean {near[0]}?" if near else ""))
         elif not _is_plain(value):
             raise TypeError(f"{name} takes a value or a list of values")
 

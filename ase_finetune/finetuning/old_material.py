@@ -156,7 +156,7 @@ def build_penalty(run: Context, replay: list[AtomGraph]) -> tuple[EWCPenalty, Fi
         If a Fisher file belongs to another model or loss.
     """
     config, log, potential = run.config, run.log, run.potential
-    fisher = _known_fisher(run.prepared, lambda: _fisher(run, replay))
+    fisher = _known_fisher(run.prepared, lambda: estimate_fisher(run, replay))
     own = fisher.metadata.get("kind") != "published"
     normalize = own if config.fisher_normalize is None else config.fisher_normalize
     if normalize:
@@ -214,7 +214,16 @@ DEFAULT_LAMBDA_NORMALIZED = 1e-2
 DEFAULT_LAMBDA_RAW = 1e5
 
 
-def _fisher(run: Context, replay: list[AtomGraph]) -> FisherInformation:
+def estimate_fisher(run: Context, replay: Sequence[AtomGraph]) -> FisherInformation:
+    """Fisher information of the kind that the config asks for, of the first structures; or read from its file.
+
+    Raises
+    ------
+    InputError
+        If it cannot be estimated on these structures.
+    CheckpointError
+        If a Fisher file belongs to another model or loss.
+    """
     config, log, potential = run.config, run.log, run.potential
     graphs = replay[: config.fisher_size]
     shared: dict[str, Any] = {"seed": config.seed, "processes": run.processes}
