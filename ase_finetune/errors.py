@@ -55,6 +55,10 @@ class NotFiniteError(TrainingError):
     """A loss or gradient that is NaN or infinite, so that no step can be made on it."""
 
 
+class SimulationError(FinetuneError, RuntimeError):
+    """Molecular dynamics that has exploded, so that nothing can be learnt from going on."""
+
+
 class RunStoppedError(FinetuneError, RuntimeError):
     """A run that was stopped by a signal and can be resumed.
 

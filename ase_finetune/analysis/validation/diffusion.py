@@ -1,0 +1,101 @@
+"""Short molecular dynamics: does the structure hold together, and does anything diffuse?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from ase import Atoms, units
+from ase.md.analysis import DiffusionCoefficient
+
+from ase_finetune.analysis.dynamics import MDRun, run_md
+from ase_finetune.analysis.validation.material import Material, attached, nearest_distance, repeats
+from ase_finetune.analysis.validation.results import Findings, Quantity
+
+#: 1 Å²/ps.
+_CM2_PER_S = 1e-4
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Self-diffusion coefficients of a run in the canonical ensemble, by ASE's :class:`DiffusionCoefficient`.
+
+    The mean squared displacement of each element is 6 D t. The run is cut into segments after its first fifth; the
+    scatter of their slopes tells what the mean is worth, and a coefficient that is too small for the length of the
+    run is told as not resolved.
+
+    Parameters
+    ----------
+    temperature
+        K.
+    picoseconds
+        Length of the run. The default is short: it finds only what is as mobile as a melt or a superionic conductor.
+    timestep
+        fs; ``None`` is 1 with hydrogen and 2 without.
+    segments
+        At least 2 parts the run is cut into.
+    length, largest
+        The supercell is repeated to this length in Å, if it does not get more atoms than this.
+    """
+
+    name: ClassVar[str] = "diffusion"
+    cost: ClassVar[float] = 12.0
+    temperature: float = 600.0
+    picoseconds: float = 1.0
+    timestep: float | None = None
+    segments: int = 4
+    length: float = 6.0
+    largest: int = 24
+
+    def run(self, material: Material) -> Findings:
+        """Run and fit.
+
+        Raises
+        ------
+        SimulationError
+            If the structure explodes.
+        """
+        material.require_solid("diffusion")
+        atoms = material.relaxed.repeat(repeats(material.relaxed, self.length, self.largest, alike=False))
+        timestep = self.timestep or (1.0 if 1 in atoms.numbers else 2.0)
+        run = run_md(
+            attached(atoms, material.calc),
+            material.calc,
+            temperature=self.temperature,
+            picoseconds=self.picoseconds,
+            timestep=timestep,
+            interval=max(1, round(10 / timestep)),
+            seed=material.seed,
+            progress=False,
+            keep_positions=True,
+        )
+        quantities = self._coefficients(run)
+        settled = run.temperatures[len(run.temperatures) // 5 :]
+        quantities.append(Quantity("mean temperature", float(settled.mean()), "K"))
+        return Findings(
+            [Quantity("run without explosion", self.picoseconds, "ps", "ok"), *quantities],
+            f"{len(atoms)} atoms, {self.picoseconds:g} ps at {self.temperature:g} K (NVT), {self.segments} segments",
+        )
+
+    def _coefficients(self, run: MDRun) -> list[Quantity]:
+        assert run.positions is not None
+        frames = [Atoms(run.atoms.numbers, positions=positions) for positions in run.positions]
+        ignored = len(frames) // 5
+        spacing = (run.times[1] - run.times[0]) * 1e3 * units.fs
+        fit = DiffusionCoefficient(frames, spacing)
+        fit.calculate(ignore_n_images=ignored, number_of_segments=self.segments)
+        # Vibration looks like diffusion until atoms have gone half of the way to a neighbour's place.
+        way = 0.5 * nearest_distance(run.atoms)
+        least = way**2 / (6 * (run.times[-1] - run.times[ignored])) * _CM2_PER_S
+        found = []
+        for symbol, slopes in zip(fit.types_of_atoms, np.asarray(fit.slopes).mean(axis=2), strict=True):
+            values = slopes * 1e3 * units.fs * _CM2_PER_S
+            error = values.std(ddof=1) / np.sqrt(len(values))
+            lost = f"not resolved: a run of this length cannot tell less than {least:.1g} cm²/s from vibration"
+            resolved = values.mean() > max(least, 2 * error)
+            found += [
+                Quantity(f"D({symbol})", float(values.mean()), "cm²/s", "told", "" if resolved else lost),
+                Quantity(f"D({symbol}), standard error", float(error), "cm²/s"),
+            ]
+        return found
