@@ -145,7 +145,24 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Everything there is to know about ``atoms``, in one evaluation whatever is asked first."""
+        """Everything there is to know about ``atoms``, in one evaluation whatever is asked first.
+
+        Parameters
+        ----------
+        atoms
+            The structure; the one of the last call if ``None``.
+        properties
+            What is asked for, as in ASE; if it has ``"stress"`` the cell must have a volume.
+        system_changes
+            What differs from the last structure, as ASE found it.
+
+        Raises
+        ------
+        InputError
+            If the structure cannot be evaluated.
+        ase.calculators.calculator.PropertyNotImplementedError
+            If the stress is asked for and the cell has no volume.
+        """
         super().calculate(atoms, list(properties), list(system_changes))
         structure = self.atoms
         if structure is None:
@@ -208,6 +225,22 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         """Write the backend's own checkpoint: for SevenNetCalculator, MACECalculator, LAMMPS.
 
         The reference offsets are not part of it; energies are in the pretrained model's reference.
+
+        Parameters
+        ----------
+        path
+            The file, ``.pth`` for SevenNet and ``.model`` for MACE.
+        overwrite
+            Replace an earlier file.
+
+        Raises
+        ------
+        OutputExistsError
+            If ``path`` exists and ``overwrite`` is not set.
+        OutputError
+            If it cannot be written.
+        InputError
+            Of an ensemble, which has no single file.
         """
         export_potential(self._single(), Path(path), overwrite=overwrite)
 
@@ -223,7 +256,20 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
             potential.check_numbers(numbers)
 
     def results_of(self, prediction: Prediction, atoms: Atoms) -> dict[str, Any]:
-        """The results dictionary of one structure from a potential's prediction for it."""
+        """The results dictionary of one structure from a potential's prediction for it.
+
+        Parameters
+        ----------
+        prediction
+            Of this structure alone, n atoms.
+        atoms
+            The structure.
+
+        Returns
+        -------
+        ``energies`` (n,), ``energy`` and ``free_energy`` in eV, ``forces`` (n, 3) in eV/Å, ``stress`` (6,) in eV/Å³
+        where the prediction has them.
+        """
         energies = prediction.energies.double().cpu().numpy() + self.reference_energies(atoms)
         results: dict[str, Any] = {"energies": energies, "energy": float(energies.sum())}
         results["free_energy"] = results["energy"]
@@ -234,7 +280,13 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         return results
 
     def reference_energies(self, atoms: Atoms) -> Any:
-        """(n,) energies in eV that ``reference="target"`` adds to the model's own, 0 otherwise."""
+        """(n,) energies in eV that ``reference="target"`` adds to the model's own, 0 otherwise.
+
+        Parameters
+        ----------
+        atoms
+            n atoms.
+        """
         if self.parameters["reference"] == "model":
             return 0.0
         offsets = self.metadata.get("reference_offsets", {})

@@ -212,7 +212,12 @@ class FinetuneConfig:
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> FinetuneConfig:
-        """Config from keyword arguments; ``loss`` and ``bptt`` may be dictionaries, ``loss`` also a name.
+        """Config from keyword arguments.
+
+        Parameters
+        ----------
+        options
+            Fields by name; ``loss`` and ``bptt`` may be dictionaries, ``loss`` also a name.
 
         Raises
         ------

@@ -12,7 +12,26 @@ __all__ = ["RECORD_FILE", "FrameRecord", "PairRecord", "RunRecord", "TensorDrift
 
 
 def write_report(record: RunRecord, folder: Path, *, defaults: Mapping[str, Any] | None = None) -> Path:
-    """Write ``report.html`` and its pictures; see :func:`ase_finetune.reporting.report.write_report`."""
+    """Write ``report.html``, one file that needs no network, and its charts as PNG files in ``report``.
+
+    Parameters
+    ----------
+    record
+        What the run left behind.
+    folder
+        Where to; it must exist.
+    defaults
+        The options of a run as they are when nothing is said, to tell those that differ.
+
+    Returns
+    -------
+    The page.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
     # Matplotlib is loaded by those who draw only.
     from ase_finetune.reporting.report import write_report as write
 
@@ -20,7 +39,26 @@ def write_report(record: RunRecord, folder: Path, *, defaults: Mapping[str, Any]
 
 
 def write_comparison(runs: Mapping[str, RunRecord], output: Path) -> Path:
-    """Write a page that compares runs; see :func:`ase_finetune.reporting.comparison.write_comparison`."""
+    """Write a page that compares runs: what each gained on the target against what it forgot.
+
+    Parameters
+    ----------
+    runs
+        Records by the names they are to have.
+    output
+        A folder, for ``comparison.html`` and ``comparison``, or the page itself.
+
+    Returns
+    -------
+    The page.
+
+    Raises
+    ------
+    InputError
+        If the runs cannot be compared.
+    OutputError
+        If a file cannot be written.
+    """
     from ase_finetune.reporting.comparison import write_comparison as write
 
     return write(runs, output)

@@ -153,6 +153,11 @@ class RunRecord:
     def write(self, path: Path) -> None:
         """Write one file.
 
+        Parameters
+        ----------
+        path
+            The file.
+
         Raises
         ------
         OutputError
@@ -176,6 +181,15 @@ class RunRecord:
     @classmethod
     def read(cls, path: Path) -> RunRecord:
         """Read what :meth:`write` wrote.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Returns
+        -------
+        The record, equal to the one that was written.
 
         Raises
         ------
