@@ -2,5 +2,6 @@
 
 from ase_finetune.finetuning.api import finetune
 from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.finetuning.fisher import fisher_information
 
-__all__ = ["FinetuneConfig", "finetune"]
+__all__ = ["FinetuneConfig", "finetune", "fisher_information"]

@@ -34,8 +34,9 @@ class RelaxationConfig:
     momentum
         Of gradient descent.
     train_step_size
-        Train the logarithm of the step size too (it is not part of the result), at
-        ``step_size_learning_rate``.
+        Train the logarithm of the step size too (it is not part of the result).
+    step_size_learning_rate
+        Learning rate of that logarithm.
     start
         Where rollouts start: at the ``"initial"`` structures, at the ``"relaxed"`` ones, which they shall not
         leave (the same minimum by a shorter way), or ``"both"`` (two examples per pair).
