@@ -125,6 +125,10 @@ def run_md(
     keep_positions
         Keep the positions of all recorded points in memory.
 
+    Returns
+    -------
+    Temperatures, energies and volumes of the recorded points, the last structure, and the drift.
+
     Raises
     ------
     InputError

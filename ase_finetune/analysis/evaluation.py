@@ -97,13 +97,13 @@ def evaluation_table(evaluations: list[Evaluation]) -> str:
     titles = ("energy", "aligned", "forces", "stress", "slope")
     units = ("meV/atom", "meV/atom", "meV/Å", "kbar", "")
     lines = [
-        f"{'set':24s}{'frames':>7s}" + "".join(f"{title:>10s}" for title in titles),
-        f"{'mean absolute errors':31s}" + "".join(f"{unit:>10s}" for unit in units),
+        f"{'set':23s}{'frames':>7s}" + "".join(f"{title:>10s}" for title in titles),
+        f"{'mean absolute errors':30s}" + "".join(f"{unit:>10s}" for unit in units),
     ]
     for item in evaluations:
         values = (item.raw.energy_mae, item.aligned_energy_mae, item.raw.forces_mae, item.raw.stress_mae)
         cells = "".join(f"{value:10.2f}" for value in values) + f"{item.raw.slope:10.3f}"
-        lines.append(f"{item.name[:23]:24s}{item.frames:7d}" + cells.replace("nan", "  -"))
+        lines.append(f"{item.name[:22]:23s}{item.frames:7d}" + cells.replace("nan", "  -"))
     return "\n".join(lines)
 
 

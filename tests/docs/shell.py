@@ -29,7 +29,8 @@ def check_ours(words: list[str]) -> None:
         code = main(words)
     except SystemExit as end:  # of --help and --print_config
         code = int(end.code or 0)
-    assert code == 0, words
+    # Checks of a small potential need not pass: that is 3, and told.
+    assert code == 0 or (code == 3 and words[0] == "validate"), words
 
 
 def parse_ours(words: list[str]) -> None:

@@ -18,10 +18,8 @@ from tests.docs import pages, shell, small
 
 #: Blocks that are not run, and why: this list grows only on purpose.
 NOT_RUN = {
-    ("docs/command_line.md", "bash", "takes minutes; run by the tests of validation"),
     ("docs/recipes/vasp_to_lammps.md", "bash", "needs a checkpoint of SevenNet; run by the tests with the real 7net-0"),
     ("docs/recipes/vasp_to_lammps.md", "bash", "needs a MACE model"),
-    ("docs/start.md", "bash", "takes minutes; run by the tests of validation"),
     ("docs/workflows.md", "bash", "needs a structure file; run by the tests of workflows"),
     ("docs/workflows.md", "bash", "needs checkpoints; run by the tests of native tools"),
     *(

@@ -62,7 +62,14 @@ class Validation:
         return self.verdict != "failed"
 
     def result(self, check: str, structure: str | None = None) -> CheckResult:
-        """The result of a check, of the first structure unless one is named.
+        """The result of a check.
+
+        Parameters
+        ----------
+        check
+            Its name.
+        structure
+            Name of the structure; the first one if ``None``.
 
         Raises
         ------
@@ -75,7 +82,13 @@ class Validation:
         raise KeyError(f"no result of {check!r}" + (f" for {structure!r}" if structure else ""))
 
     def rows(self, index: int) -> list[Row]:
-        """The quantities of one of the results, with those before."""
+        """The quantities of one of the results, with those before.
+
+        Parameters
+        ----------
+        index
+            Position of the result.
+        """
         before = None if self.against is None else self.against[index]
         return [
             Row(item, None if before is None else before.quantity(item.name)) for item in self.results[index].quantities
