@@ -20,7 +20,7 @@ from ase_finetune.potentials import Potential, load_potential, save_potential
 from ase_finetune.potentials.base import Prediction
 from ase_finetune.potentials.batched import DEFAULT_MAX_EDGES, predict_many
 from ase_finetune.potentials.devices import resolve_device, resolve_dtype
-from ase_finetune.representations import errors_table, html_table
+from ase_finetune.representations import calculator_table
 
 Model = str | os.PathLike[str] | Potential
 
@@ -121,18 +121,7 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
 
     def _repr_html_(self) -> str:
         """What the calculator is and how well it does, for a notebook."""
-        potential = self.potential
-        size = sum(parameter.numel() for _, parameter in potential.native_parameters())
-        rows = {
-            **self.parameters,
-            "backend": potential.backend,
-            "parameters": f"{size:,d}",
-            "cutoff": f"{potential.cutoff:g} Å",
-            "elements": len(potential.numbers),
-        }
-        if "config" in self.metadata:
-            rows |= {"fine-tuned from": self.metadata["base_model"], "method": self.metadata["config"]["method"]}
-        return html_table("FinetunedCalculator", rows) + errors_table(self.metadata)
+        return calculator_table(self.potential, self.parameters, self.metadata)
 
     @property
     def potential(self) -> Potential:
@@ -242,7 +231,10 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         InputError
             Of an ensemble, which has no single file.
         """
-        export_potential(self._single(), Path(path), overwrite=overwrite)
+        potential, file = self._single(), Path(path)
+        if is_there(file) and not overwrite:
+            raise OutputExistsError(f"{file} exists; choose another name or pass overwrite=True")
+        potential.save_native(file)
 
     def _graph(self, index: int, atoms: Atoms) -> AtomGraph:
         try:
@@ -296,21 +288,6 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         if len(self.potentials) > 1:
             raise InputError("an ensemble has no single file; save its members one by one")
         return self.potential
-
-
-def export_potential(potential: Potential, path: Path, *, overwrite: bool = False) -> None:
-    """Write a potential in its backend's own format.
-
-    Raises
-    ------
-    OutputExistsError
-        If ``path`` exists and ``overwrite`` is not set.
-    OutputError
-        If it cannot be written; an earlier file is as it was.
-    """
-    if is_there(path) and not overwrite:
-        raise OutputExistsError(f"{path} exists; choose another name or pass overwrite=True")
-    potential.save_native(path)
 
 
 def _check_members(potentials: Sequence[Potential], device: str, dtype: str) -> None:

@@ -55,6 +55,21 @@ def html_table(
     return "".join([*lines, "</tbody></table>"])
 
 
+def calculator_table(potential: Any, parameters: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    """What a calculator is, and the errors before and after its fine-tuning, as HTML tables."""
+    size = sum(parameter.numel() for _, parameter in potential.native_parameters())
+    rows = {
+        **parameters,
+        "backend": potential.backend,
+        "parameters": f"{size:,d}",
+        "cutoff": f"{potential.cutoff:g} Å",
+        "elements": len(potential.numbers),
+    }
+    if "config" in metadata:
+        rows |= {"fine-tuned from": metadata["base_model"], "method": metadata["config"]["method"]}
+    return html_table("FinetunedCalculator", rows) + errors_table(metadata)
+
+
 def errors_table(metadata: Mapping[str, Any]) -> str:
     """Errors before and after fine-tuning as an HTML table; nothing if the metadata has none."""
     if "errors" not in metadata:

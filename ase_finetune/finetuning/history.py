@@ -109,8 +109,12 @@ class Log:
     def epoch(self, row: Mapping[str, Any], columns: Columns, best: bool) -> None:
         """Tell an epoch, to watchers too."""
         self(epoch_line(row, columns, best))
-        for watcher in self.watchers:
-            watcher.epoch(row)
+        for watcher in list(self.watchers):
+            try:
+                watcher.epoch(row)
+            except Exception as error:  # noqa: BLE001  # what is only shown must not end what was trained for hours
+                self.watchers.remove(watcher)
+                self(f"note: {type(watcher).__name__} is not told of further epochs: {error!r}")
 
     def skip(self, rows: int) -> None:
         """Tell watchers that a run goes on."""

@@ -53,7 +53,7 @@ class FabricWatcher:
     def close(self) -> None:
         """Write what is left."""
         self._logger.finalize("success")
-        finish = getattr(self._logger.experiment, "finish", None)
+        finish = getattr(getattr(self._logger, "experiment", None), "finish", None)
         if finish is not None:  # else the next run of this process would go into the same one of Weights & Biases
             finish()
 

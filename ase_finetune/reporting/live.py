@@ -43,8 +43,8 @@ class LivePicture:
     def __init__(self) -> None:
         from IPython.display import HTML, display
 
-        self._html = HTML
-        self._handle = display(HTML("<em>training begins</em>"), display_id=True)
+        self._html: Any = HTML
+        self._handle: Any = display(HTML("<em>training begins</em>"), display_id=True)
         self._rows: list[Mapping[str, Any]] = []
         self._drawn = -math.inf
         self._cost = 0.0

@@ -11,6 +11,7 @@ import pytest
 
 from ase_finetune import FinetuneConfig, finetune
 from ase_finetune.errors import BackendNotInstalledError, InputError, RunStoppedError
+from ase_finetune.finetuning import api
 from ase_finetune.finetuning.keeping import RunKeeper
 from tests import morse
 
@@ -93,3 +94,21 @@ def test_details(capsys):
     assert "8 parameters" not in normal
     finetune(morse.pretrained(), TRAIN, VALID, verbose=0, **OPTIONS)
     assert capsys.readouterr().out == ""
+
+
+def test_a_watcher_that_fails_does_not_end_the_run(capsys, monkeypatch):
+    class Broken:
+        def epoch(self, *_):
+            raise RuntimeError("no display")
+
+        def skip(self, *_):
+            raise AssertionError
+
+        def close(self):
+            raise AssertionError
+
+    monkeypatch.setattr(api, "build_watchers", lambda *_: [Broken()])
+    calc = finetune(morse.pretrained(), TRAIN, VALID, **OPTIONS)
+    assert len(calc.history) == 3
+    told = capsys.readouterr().out
+    assert told.count("note: Broken is not told of further epochs: RuntimeError('no display')") == 1
