@@ -89,7 +89,7 @@ def run_md(
     on_interval: Callable[[MDPoint], object] | None = None,
     keep_positions: bool = False,
 ) -> MDRun:
-    """Run molecular dynamics from new random velocities.
+    """Run molecular dynamics from new random velocities, at rest as a whole; free molecules rotate.
 
     ``"nvt"`` is ASE's :class:`ase.md.bussi.Bussi`: stochastic velocity rescaling samples the canonical ensemble
     and, unlike Langevin's friction, hardly disturbs how atoms move, so diffusion coefficients keep their meaning.
@@ -115,9 +115,9 @@ def run_md(
     output
         New file for the trajectory: ``.traj``, ``.extxyz``, ``.xyz`` or ``.db``. It can be read at any time.
     interval
-        Steps from one recorded point and frame to the next.
+        Steps from one recorded point and frame to the next; the last step is recorded in any case.
     seed
-        Of all random numbers: equal seeds give equal runs.
+        Of all random numbers, at least 0: equal seeds give equal runs.
     progress
         Show a progress bar; ``None`` does on terminals.
     on_interval
@@ -144,7 +144,8 @@ def run_md(
     G. Bussi, D. Donadio, M. Parrinello, J. Chem. Phys. 126, 014101 (2007).
     G. J. Martyna, D. J. Tobias, M. L. Klein, J. Chem. Phys. 101, 4177 (1994).
     """
-    steps = _check(atoms, ensemble, temperature, picoseconds, timestep, pressure, interval)
+    _check_whole(interval=(interval, 1), seed=(seed, 0))
+    steps = _check(atoms, ensemble, temperature, picoseconds, timestep, pressure)
     rng = np.random.default_rng(seed)
     moving = atoms.copy()
     moving.calc = calc
@@ -159,7 +160,7 @@ def run_md(
         for step in range(1, steps + 1):
             watched.advance(dynamics, step)
             bar.update()
-            if step % interval == 0:
+            if step % interval == 0 or step == steps:
                 point = watched.record(step, file)
                 bar.set_postfix_str(f"{point.temperature:.0f} K", refresh=False)
     return _finished(watched, ensemble, None if file is None else file.path, steps, time.perf_counter() - start)
@@ -198,12 +199,11 @@ def _check(
     picoseconds: float,
     timestep: float,
     pressure: float,
-    interval: int,
 ) -> int:
     """The number of steps, of arguments that can be used."""
     if ensemble not in ("nvt", "nve", "npt"):
         raise InputError(f"ensemble must be 'nvt', 'nve' or 'npt', got {ensemble!r}")
-    for name, value in (("picoseconds", picoseconds), ("timestep", timestep), ("interval", interval)):
+    for name, value in (("picoseconds", picoseconds), ("timestep", timestep)):
         if not (np.isfinite(value) and value > 0):
             raise InputError(f"{name} must be positive and finite, got {value}")
     if not np.isfinite(temperature) or temperature < 0 or (temperature == 0 and ensemble != "nve"):
@@ -214,6 +214,13 @@ def _check(
     check_atoms(atoms)
     _check_pressure(atoms, ensemble, pressure)
     return steps
+
+
+def _check_whole(**values: tuple[int, int]) -> None:
+    """Refuse what is no whole number, or less than the least; values are (number, least)."""
+    for name, (value, least) in values.items():
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+            raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def _check_pressure(atoms: Atoms, ensemble: str, pressure: float) -> None:

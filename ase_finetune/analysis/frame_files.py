@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sqlite3
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,6 +44,10 @@ class FrameFile:
             raise InputError(
                 f"output={str(path)!r} must end in one of {', '.join(SUFFIXES)}: frames are appended to it"
             )
+        if not path.parent.is_dir():
+            raise OutputError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+        if not os.access(path.parent, os.W_OK):
+            raise OutputError(f"{path} cannot be written: no permission to write in {path.parent.absolute()}")
         if is_there(path):
             raise OutputExistsError(f"{path} exists; choose another name")
         self.path = path
@@ -66,10 +71,9 @@ class FrameFile:
                     database.write(frame)
             else:
                 _append_whole(self.path, _as_text(frame))
-        except OSError as error:
-            raise OutputError(
-                f"{self.path} cannot be written: {error.strerror or error}; its earlier frames are whole"
-            ) from error
+        except (OSError, sqlite3.Error) as error:
+            why = getattr(error, "strerror", None) or error
+            raise OutputError(f"{self.path} cannot be written: {why}; its earlier frames are whole") from error
 
     def __enter__(self) -> FrameFile:
         return self

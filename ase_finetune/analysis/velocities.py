@@ -8,16 +8,13 @@ import numpy as np
 from ase import Atoms, units
 from ase.constraints import FixCom
 from ase.md import velocitydistribution
-from ase.md.velocitydistribution import Stationary, ZeroRotation
+from ase.md.velocitydistribution import Stationary
 
 from ase_finetune.errors import InputError
 
 # ASE renamed it in 3.29, and warns since about the earlier name.
 _NEW, _OLD = "thermalize_momenta", "MaxwellBoltzmannDistribution"
 _maxwell_boltzmann = getattr(velocitydistribution, _NEW if hasattr(velocitydistribution, _NEW) else _OLD)
-
-#: Moments of inertia below this share of the largest one belong to a linear molecule.
-_LINEAR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,8 @@ class Velocities:
 def thermalize(atoms: Atoms, temperature: float, rng: np.random.Generator, *, fix_center: bool) -> Velocities:
     """Give atoms velocities of the Maxwell-Boltzmann distribution, scaled to the temperature, at rest as a whole.
 
-    Free molecules do not rotate either. Atoms with constraints keep theirs and may drift.
+    Free molecules rotate as warm ones do: a thermostat that rescales velocities exchanges energy with a rotation,
+    so that one left out of the count would grow unseen. Atoms with constraints keep theirs and may drift.
 
     Parameters
     ----------
@@ -70,8 +68,6 @@ def thermalize(atoms: Atoms, temperature: float, rng: np.random.Generator, *, fi
         atoms.set_constraint(FixCom())
     counted = int(atoms.get_number_of_degrees_of_freedom())
     free = counted if constrained else 3 * len(atoms) - 3
-    still = not constrained and not atoms.pbc.any()
-    free -= _rotations(atoms) if still else 0
     if free < 1:
         raise InputError(
             f"{atoms.get_chemical_formula()} with {len(atoms)} atoms has nothing that can move against the rest; "
@@ -81,15 +77,7 @@ def thermalize(atoms: Atoms, temperature: float, rng: np.random.Generator, *, fi
     _maxwell_boltzmann(atoms, temperature_K=temperature, rng=rng)
     if not constrained:
         Stationary(atoms, preserve_temperature=False)
-    if still:
-        with np.errstate(all="ignore"):  # a linear molecule has no moment about its axis
-            ZeroRotation(atoms, preserve_temperature=False)
     found = velocities.temperature(atoms)
     if found > 0:
         atoms.set_momenta(atoms.get_momenta() * np.sqrt(temperature / found))
     return velocities
-
-
-def _rotations(atoms: Atoms) -> int:
-    moments = np.abs(atoms.get_moments_of_inertia())
-    return int((moments > _LINEAR * moments.max()).sum()) if moments.max() > 0 else 0

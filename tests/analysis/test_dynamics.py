@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 
 import numpy as np
 import pytest
@@ -105,13 +106,42 @@ def test_constraints_are_kept():
     assert np.delete(moved, [0, 5]).min() > 1e-3
 
 
+class Spring(Calculator):
+    """Two atoms on a stiff spring: their mean potential energy is k_B T / 2, whatever else they do."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)):
+        super().calculate(atoms, properties, system_changes)
+        vector = self.atoms.positions[1] - self.atoms.positions[0]
+        length = np.linalg.norm(vector)
+        pull = 40.0 * (length - 1.5)
+        self.results = {
+            "energy": 0.5 * pull * (length - 1.5),
+            "forces": np.array([pull * vector / length, -pull * vector / length]),
+        }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_molecule_vibrates_at_the_temperature_that_is_told(seed):
+    pair = Atoms("Ar2", positions=[(0, 0, 0), (0, 0, 1.5)])
+    run = run_md(pair, Spring(), temperature=300, picoseconds=60, timestep=4, interval=3, seed=seed)
+    vibration = 2 * run.potential_energies[500:] / units.kB
+    assert run.temperatures[500:].mean() == pytest.approx(300, rel=0.1)
+    assert vibration.mean() == pytest.approx(300, rel=0.25)
+
+
+@pytest.mark.parametrize("ensemble", ["nvt", "nve"])
 @pytest.mark.parametrize("name", ["H2O", "CO2", "N2"])
-def test_molecules_neither_drift_nor_rotate(name):
+def test_molecules_rotate_and_do_not_drift(name, ensemble):
     start = molecule(name)
-    run = run_md(start, EMT(), picoseconds=0.2, timestep=0.5, temperature=200)
+    run = run_md(start, EMT(), picoseconds=0.2, timestep=0.5, temperature=200, ensemble=ensemble)
     assert np.abs(run.atoms.get_momenta().sum(axis=0)).max() < 1e-8
-    assert np.abs(run.atoms.get_angular_momentum()).max() < 1e-2
+    assert np.linalg.norm(run.atoms.get_angular_momentum()) > 1e-2
     assert run.temperatures[0] == pytest.approx(200)
+    kinetic = run.total_energies[0] - run.potential_energies[0]
+    assert kinetic == pytest.approx((3 * len(start) - 3) / 2 * units.kB * 200)
 
 
 @pytest.mark.parametrize("suffix", [".traj", ".extxyz", ".xyz", ".db"])
@@ -163,10 +193,21 @@ def test_a_full_disk_leaves_whole_frames(tmp_path, monkeypatch):
     assert len(read(path, ":")) == 2
 
 
+def test_a_database_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    from ase_finetune.analysis import frame_files
+
+    def locked(_path):
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(frame_files, "connect", locked)
+    with pytest.raises(OutputError, match=r"run\.db cannot be written: database is locked"):
+        run_md(copper(1), EMT(), picoseconds=0.01, output=tmp_path / "run.db")
+
+
 def test_every_point_is_told():
     points: list[MDPoint] = []
     run = run_md(copper(1), EMT(), picoseconds=0.05, interval=20, on_interval=points.append)
-    assert [point.step for point in points] == [0, 20, 40]
+    assert [point.step for point in points] == [0, 20, 40, 50], "the end is one of them"
     assert [point.temperature for point in points] == run.temperatures.tolist()
     assert points[1].total_energy > points[1].potential_energy
     assert points[1].volume == pytest.approx(copper(1).get_volume())
@@ -212,12 +253,15 @@ def test_atoms_that_coincide_are_told():
         ({"temperature": 0}, "temperature must be positive"),
         ({"temperature": float("nan")}, "temperature must be positive"),
         ({"timestep": 0}, "timestep must be positive"),
-        ({"interval": 0}, "interval must be positive"),
+        ({"interval": 0}, "interval must be a whole number of at least 1"),
+        ({"interval": 2.5}, "interval must be a whole number of at least 1"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
         ({"picoseconds": 1e-5}, "shorter than one timestep"),
         ({"pressure": 1.0}, "has no effect"),
         ({"ensemble": "npt", "pressure": float("inf")}, "pressure must be finite"),
         ({"output": "run.cif"}, r"must end in one of \.traj"),
-        ({"output": "missing/run.traj"}, "cannot be written"),
+        ({"output": "missing/run.traj"}, "there is no folder missing"),
+        ({"output": "missing/run.db"}, "there is no folder missing"),
     ],
 )
 def test_unusable_arguments_are_named(options, message, tmp_path, monkeypatch):

@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator, CalculatorError, PropertyNotImplementedError
+from ase.calculators.calculator import Calculator, CalculatorSetupError, PropertyNotImplementedError
 from ase.io import read
 from tqdm import tqdm
 
-from ase_finetune.analysis.validation.crystal import ElasticConstants, EquationOfState, Equilibrium
+from ase_finetune.analysis.validation.crystal import EquationOfState, Equilibrium
 from ase_finetune.analysis.validation.defects import Vacancy
 from ase_finetune.analysis.validation.diffusion import Diffusion
 from ase_finetune.analysis.validation.dimers import Dimers
+from ase_finetune.analysis.validation.elasticity import ElasticConstants
 from ase_finetune.analysis.validation.lattice_dynamics import Phonons
-from ase_finetune.analysis.validation.material import Material, NotApplicableError
+from ase_finetune.analysis.validation.material import CheckFailedError, Material, NotApplicableError, attached
 from ase_finetune.analysis.validation.reference_crystals import reference_crystals
 from ase_finetune.analysis.validation.results import CheckResult, Findings
 from ase_finetune.analysis.validation.summary import Validation
-from ase_finetune.errors import BackendNotInstalledError, FinetuneError, InputError
+from ase_finetune.errors import BackendNotInstalledError, InputError, NotFiniteError, SimulationError
 from ase_finetune.graphs import check_atoms
 
 Check = Equilibrium | EquationOfState | ElasticConstants | Phonons | Vacancy | Diffusion | Dimers
@@ -64,15 +65,17 @@ def validate(
 
     Returns
     -------
-    Results with their verdicts; ``print`` shows them as a table. What goes wrong in a check is its result and does
-    not stop the others.
+    Results with their verdicts; ``print`` shows them as a table. Physics that goes wrong in a check (what explodes,
+    collapses, or is not finite) is its result and does not stop the others. What is no fault of the potential, such
+    as a full memory, is raised.
 
     Raises
     ------
     InputError
-        If there is no structure or no such check, or a structure cannot be evaluated.
+        If there is no structure or no such check, or a structure cannot be evaluated, for example because of an
+        element that the calculator does not know: before any check is made.
     BackendNotInstalledError
-        If phonons were asked for by name and phonopy is not installed.
+        If phonons were asked for by name and phonopy is not installed: before any check is made.
     """
     chosen = _checks(checks)
     given, elements = _structures(structures, calc)
@@ -81,6 +84,10 @@ def validate(
     total = len(calculators) * (len(given) * sum(c.cost for c in chosen if c not in alone) + sum(c.cost for c in alone))
     hidden = None if progress is None else not progress
     strict = checks is not None
+    if strict and any(isinstance(check, Phonons) for check in chosen):
+        Phonons.require_phonopy()
+    for calculator in calculators:
+        _try(calculator, given, elements if alone else ())
     with tqdm(total=total, desc="validate", leave=False, disable=hidden, bar_format=_BAR) as bar:
         found = []
         for calculator in calculators:
@@ -127,7 +134,7 @@ def _pairs(calc: Calculator, check: Dimers, elements: Sequence[str], bar: tqdm[A
 
 
 def _attempt(check: str, structure: str, work: Callable[[], Findings], strict: bool) -> CheckResult:
-    """Make a check; whatever it runs into is its result, but for what the user has to mend."""
+    """Make a check; what the potential has run into is its result, all else is raised."""
     start = time.perf_counter()
 
     def result(**values: Any) -> CheckResult:
@@ -142,11 +149,26 @@ def _attempt(check: str, structure: str, work: Callable[[], Findings], strict: b
         return result(not_applicable=str(error))
     except (NotApplicableError, PropertyNotImplementedError) as error:
         return result(not_applicable=str(error) or "the calculator does not give what it needs")
-    except (FinetuneError, CalculatorError, ArithmeticError, ValueError, RuntimeError, np.linalg.LinAlgError) as error:
-        return result(
-            failure=f"{type(error).__name__}: {error}" if not isinstance(error, FinetuneError) else str(error)
-        )
+    except (CheckFailedError, SimulationError, NotFiniteError) as error:
+        return result(failure=str(error))
+    except (ArithmeticError, np.linalg.LinAlgError) as error:  # of numbers that are zero, huge or not finite
+        return result(failure=f"{type(error).__name__}: {error}")
     return result(quantities=findings.quantities, note=findings.note)
+
+
+def _try(calc: Calculator, structures: Sequence[tuple[str, Atoms]], elements: Sequence[str]) -> None:
+    """Evaluate all structures once, and a lone atom of each further element, to know now what cannot be evaluated."""
+    present = {symbol for _, atoms in structures for symbol in atoms.get_chemical_symbols()}
+    alone = [(symbol, Atoms(symbol)) for symbol in elements if symbol not in present]
+    for name, atoms in [*structures, *alone]:
+        copy = attached(atoms, calc)
+        try:
+            with np.errstate(all="ignore"):  # numbers that are not finite are for the checks to tell
+                copy.get_potential_energy()
+        except (InputError, NotImplementedError, KeyError, CalculatorSetupError) as error:
+            raise InputError(f"{name} cannot be evaluated by {type(calc).__name__}: {error}") from error
+        except (ArithmeticError, np.linalg.LinAlgError):
+            continue  # as well
 
 
 def _checks(checks: Sequence[str | Check] | None) -> list[Check]:

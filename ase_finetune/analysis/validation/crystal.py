@@ -1,4 +1,4 @@
-"""Equilibrium, equation of state, and elastic constants."""
+"""Equilibrium and equation of state."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from typing import ClassVar
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.fd import calculate_numerical_stress
+from ase.calculators.fd import calculate_numerical_forces
 from ase.eos import EquationOfState as Fit
 from ase.geometry import find_mic
 from ase.units import GPa
 
+from ase_finetune.analysis.validation.arguments import require, require_whole
 from ase_finetune.analysis.validation.material import (
     FMAX,
     Array,
     CheckFailedError,
     Material,
+    attached,
     is_solid,
     settle,
 )
 from ase_finetune.analysis.validation.results import Findings, Quantity, judged
+from ase_finetune.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class Equilibrium:
     cost: ClassVar[float] = 1.0
     volume_change: float = 10.0
     displacement: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse options that cannot be used."""
+        require(self, volume_change=0, displacement=0)
 
     def run(self, material: Material) -> Findings:
         """Judge the relaxation that has been made."""
@@ -62,7 +69,29 @@ class Equilibrium:
             Quantity("noise of the energy", 1e3 * noise.energy / len(given), "meV/atom"),
             judged("noise of the forces", 1e3 * noise.forces, "meV/Å", suspicious=coarse),
         ]
+        if is_solid(given) or len(given) > 1:  # a lone atom feels no force
+            found.append(_force_quantity(material))
         return Findings(found, "relaxed by BFGS" + (", with its cell" if is_solid(given) else ""))
+
+
+#: Å by which an atom is taken off its place to feel a force, and by which it is then moved for differences.
+_OFF, _STEP = (0.06, 0.05, 0.08), 5e-3
+
+
+def _force_quantity(material: Material) -> Quantity:
+    """Compare the force on an atom with differences of energies, in eV/Å."""
+    atoms = material.copy()
+    if len(atoms) == 1:
+        atoms = attached(atoms.repeat((2, 1, 1)), material.calc)  # alone in its cell it would move its images as well
+    atoms.positions[0] += _OFF
+    analytical = atoms.get_forces()[0]
+    numerical = np.ravel(calculate_numerical_forces(atoms, eps=_STEP, iatoms=[0]))
+    error, scale = float(np.abs(numerical - analytical).max()), float(np.abs(analytical).max())
+    if not np.isfinite(error):
+        raise CheckFailedError("force and energy of an atom taken off its place are not finite")
+    allowed = 0.02 * scale + 5e-3 + 4 * material.noise.energy / _STEP
+    wrong = "the force is not the derivative of the energy" if error > allowed else ""
+    return judged("force against energies", error, "eV/Å", failed=wrong)
 
 
 @dataclass(frozen=True)
@@ -82,6 +111,13 @@ class EquationOfState:
     strain: float = 0.06
     points: int = 7
 
+    def __post_init__(self) -> None:
+        """Refuse options that cannot be used."""
+        require(self, strain=0)
+        require_whole(self, points=5)
+        if self.strain >= 1:
+            raise InputError(f"EquationOfState(strain={self.strain!r}): strain must be below 1")
+
     def run(self, material: Material) -> Findings:
         """Fit."""
         material.require_solid("an equation of state")
@@ -100,6 +136,8 @@ class EquationOfState:
         if residual > 0.02 * depth + 1e3 * material.noise.energy / size:
             rough = f"the energies are no smooth curve: they span {depth:.1f} meV/atom"
         slope = fit.eos_parameters[2]
+        if not (outside or negative):
+            material.known["bulk modulus"] = modulus / GPa
         strange = "" if 1 < slope < 10 else "solids have 3 to 7"
         found = [
             judged("volume of the minimum", volume / size, "Å³/atom", failed=outside),
@@ -121,111 +159,6 @@ class EquationOfState:
         if not np.isfinite(energies).all():
             raise CheckFailedError(f"energies of scaled cells are not finite: {energies}")
         return np.array(volumes), np.array(energies)
-
-
-@dataclass(frozen=True)
-class ElasticConstants:
-    """Elastic constants with relaxed atoms: central differences of ASE's stress by strain.
-
-    C_ij = d(sigma_i)/d(epsilon_j) in Voigt order xx, yy, zz, yz, xz, xy, at the relaxed cell. The crystal is stable
-    if all eigenvalues are positive: M. Born, Math. Proc. Camb. Phil. Soc. 36, 160 (1940); F. Mouhat, F.-X. Coudert,
-    Phys. Rev. B 90, 224104 (2014).
-
-    Parameters
-    ----------
-    strain
-        Of the differences.
-    """
-
-    name: ClassVar[str] = "elastic constants"
-    cost: ClassVar[float] = 4.0
-    strain: float = 5e-3
-
-    def run(self, material: Material) -> Findings:
-        """Differentiate."""
-        material.require_solid("elastic constants")
-        raw = np.array([self._column(material, index) for index in range(6)]).T / GPa
-        constants = 0.5 * (raw + raw.T)
-        eigenvalues = np.linalg.eigvalsh(constants)
-        asymmetry = float(np.abs(raw - raw.T).max())
-        scale = float(np.abs(constants).max())
-        unstable = "" if eigenvalues[0] > 0 else "the crystal deforms by itself (Born's criterion)"
-        crooked = (
-            "stress and energy do not belong together, or atoms were not relaxed" if asymmetry > 0.05 * scale else ""
-        )
-        error = self._stress_error(material)
-        wrong = "the stress is not the derivative of the energy" if error > 0.02 * scale * self.strain + 0.02 else ""
-        bulk, shear = hill(constants) if eigenvalues[0] > 0 else (np.nan, np.nan)
-        found = [
-            *(Quantity(name, value, "GPa") for name, value in named_constants(constants)),
-            Quantity("bulk modulus (Hill)", bulk, "GPa"),
-            Quantity("shear modulus (Hill)", shear, "GPa"),
-            judged("smallest eigenvalue", float(eigenvalues[0]), "GPa", failed=unstable),
-            judged("asymmetry", asymmetry, "GPa", suspicious=crooked),
-            judged("stress against energies", error, "GPa", failed=wrong),
-        ]
-        return Findings(found, f"atoms relaxed at strains of {100 * self.strain:g} %")
-
-    def _column(self, material: Material, index: int) -> Array:
-        stresses = []
-        for sign in (1, -1):
-            atoms = self._strained(material, index, sign * self.strain)
-            settle(atoms, fmax=max(FMAX, 3 * material.noise.forces), steps=100)
-            stresses.append(np.asarray(atoms.get_stress()))
-        if not np.isfinite(stresses).all():
-            raise CheckFailedError("the stress of a strained cell is not finite")
-        return np.asarray((stresses[0] - stresses[1]) / (2 * self.strain))
-
-    def _strained(self, material: Material, index: int, size: float) -> Atoms:
-        atoms = material.copy()
-        atoms.set_cell(material.relaxed.cell[:] @ (np.eye(3) + voigt_strain(index, size)), scale_atoms=True)
-        return atoms
-
-    def _stress_error(self, material: Material) -> float:
-        """Largest difference in GPa between the stress and differences of energies, in a strained cell."""
-        atoms = self._strained(material, 3, 4 * self.strain)
-        # Wide enough for the differences to stand out from the noise of the energy.
-        step = max(1e-4, np.sqrt(material.noise.energy / atoms.get_volume() * GPa) * 0.1)
-        numerical = calculate_numerical_stress(atoms, eps=min(step, 1e-2))
-        return float(np.abs(numerical - atoms.get_stress()).max() / GPa)
-
-
-def voigt_strain(index: int, size: float) -> Array:
-    """(3, 3) symmetric strain of one Voigt component, whose shears are engineering strains."""
-    strain = np.zeros((3, 3))
-    if index < 3:
-        strain[index, index] = size
-    else:
-        i, j = ((1, 2), (0, 2), (0, 1))[index - 3]
-        strain[i, j] = strain[j, i] = size / 2
-    return strain
-
-
-def hill(constants: Array) -> tuple[float, float]:
-    """Bulk and shear modulus of the polycrystal, the means of Voigt's and Reuss's.
-
-    R. Hill, Proc. Phys. Soc. A 65, 349 (1952).
-    """
-    c, s = constants, np.linalg.inv(constants)
-    bulk_voigt = c[:3, :3].sum() / 9
-    shear_voigt = (np.trace(c[:3, :3]) - c[0, 1] - c[0, 2] - c[1, 2] + 3 * np.trace(c[3:, 3:])) / 15
-    bulk_reuss = 1 / s[:3, :3].sum()
-    shear_reuss = 15 / (4 * np.trace(s[:3, :3]) - 4 * (s[0, 1] + s[0, 2] + s[1, 2]) + 3 * np.trace(s[3:, 3:]))
-    return float(bulk_voigt + bulk_reuss) / 2, float(shear_voigt + shear_reuss) / 2
-
-
-#: Constants that are told: the rest is zero in orthorhombic and higher classes.
-_TOLD = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2), (3, 3), (4, 4), (5, 5))
-
-
-def named_constants(constants: Array) -> list[tuple[str, float]]:
-    """C11, C22, ... C66; three that are equal, as in cubic crystals, are told once, as their mean."""
-    values = [float(constants[i, j]) for i, j in _TOLD]
-    scale = np.abs(constants).max()
-    groups = [values[0:3], values[3:6], values[6:9]]
-    if all(np.ptp(group) < 0.02 * scale for group in groups):
-        return [(name, float(np.mean(group))) for name, group in zip(("C11", "C12", "C44"), groups, strict=True)]
-    return [(f"C{i + 1}{j + 1}", value) for (i, j), value in zip(_TOLD, values, strict=True)]
 
 
 def largest_displacement(before: Array, after: Array, atoms: Atoms) -> float:

@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from ase import Atoms
 
+from ase_finetune.analysis.validation.arguments import require, require_whole
 from ase_finetune.analysis.validation.crystal import largest_displacement
 from ase_finetune.analysis.validation.material import (
-    CheckFailedError,
     Material,
+    NotApplicableError,
     attached,
     nearest_distance,
     repeats,
@@ -44,6 +45,11 @@ class Vacancy:
     fmax: float = 0.03
     steps: int = 100
 
+    def __post_init__(self) -> None:
+        """Refuse options that cannot be used."""
+        require(self, length=0, fmax=0)
+        require_whole(self, largest=1, steps=1)
+
     def run(self, material: Material) -> Findings:
         """Make the vacancies."""
         material.require_solid("a vacancy")
@@ -51,7 +57,9 @@ class Vacancy:
         perfect = attached(material.relaxed.repeat(numbers), material.calc)
         energy, size = perfect.get_potential_energy(), len(perfect)
         if size < 2:
-            raise CheckFailedError("the supercell has a single atom; allow more with Vacancy(largest=...)")
+            raise NotApplicableError(
+                "the supercell has a single atom; allow more with Vacancy(length=..., largest=...)"
+            )
         unit = dict(material.given.symbols.formula.reduce()[0].count())
         quantities, cost = [], 0.0
         for symbol, count in unit.items():

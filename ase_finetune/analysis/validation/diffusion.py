@@ -10,8 +10,13 @@ from ase import Atoms, units
 from ase.md.analysis import DiffusionCoefficient
 
 from ase_finetune.analysis.dynamics import MDRun, run_md
-from ase_finetune.analysis.validation.material import Material, attached, nearest_distance, repeats
+from ase_finetune.analysis.validation.arguments import require, require_whole
+from ase_finetune.analysis.validation.material import Material, NotApplicableError, attached, nearest_distance, repeats
 from ase_finetune.analysis.validation.results import Findings, Quantity
+from ase_finetune.errors import InputError
+
+#: fs between frames, if the timestep allows, and the part of a run in which it settles.
+FRAME_TIME, IGNORED = 10.0, 0.2
 
 #: 1 Å²/ps.
 _CM2_PER_S = 1e-4
@@ -48,6 +53,19 @@ class Diffusion:
     length: float = 6.0
     largest: int = 24
 
+    def __post_init__(self) -> None:
+        """Refuse options that cannot be used."""
+        require(self, temperature=0, picoseconds=0, length=0)
+        require_whole(self, segments=2, largest=2)
+        if self.timestep is not None:
+            require(self, timestep=0)
+        least = 1e-3 * FRAME_TIME * 2 * self.segments / (1 - IGNORED)
+        if self.picoseconds < least:
+            raise InputError(
+                f"Diffusion(picoseconds={self.picoseconds:g}) is too short for {self.segments} segments of two frames, "
+                f"{FRAME_TIME:g} fs apart, after the first fifth: at least {least:.3g} ps"
+            )
+
     def run(self, material: Material) -> Findings:
         """Run and fit.
 
@@ -58,6 +76,10 @@ class Diffusion:
         """
         material.require_solid("diffusion")
         atoms = material.relaxed.repeat(repeats(material.relaxed, self.length, self.largest, alike=False))
+        if len(atoms) < 2:
+            raise NotApplicableError(
+                "the supercell has a single atom; allow more with Diffusion(length=..., largest=...)"
+            )
         timestep = self.timestep or (1.0 if 1 in atoms.numbers else 2.0)
         run = run_md(
             attached(atoms, material.calc),
@@ -65,13 +87,13 @@ class Diffusion:
             temperature=self.temperature,
             picoseconds=self.picoseconds,
             timestep=timestep,
-            interval=max(1, round(10 / timestep)),
+            interval=max(1, round(FRAME_TIME / timestep)),
             seed=material.seed,
             progress=False,
             keep_positions=True,
         )
         quantities = self._coefficients(run)
-        settled = run.temperatures[len(run.temperatures) // 5 :]
+        settled = run.temperatures[int(IGNORED * len(run.temperatures)) :]
         quantities.append(Quantity("mean temperature", float(settled.mean()), "K"))
         return Findings(
             [Quantity("run without explosion", self.picoseconds, "ps", "ok"), *quantities],
@@ -81,8 +103,11 @@ class Diffusion:
     def _coefficients(self, run: MDRun) -> list[Quantity]:
         assert run.positions is not None
         frames = [Atoms(run.atoms.numbers, positions=positions) for positions in run.positions]
-        ignored = len(frames) // 5
-        spacing = (run.times[1] - run.times[0]) * 1e3 * units.fs
+        apart = run.times[1] - run.times[0]
+        if run.times[-1] - run.times[-2] < 0.999 * apart:
+            frames.pop()  # the last step of a run is recorded in any case; the fit takes frames at equal distances
+        ignored = int(IGNORED * len(frames))
+        spacing = apart * 1e3 * units.fs
         fit = DiffusionCoefficient(frames, spacing)
         fit.calculate(ignore_n_images=ignored, number_of_segments=self.segments)
         # Vibration looks like diffusion until atoms have gone half of the way to a neighbour's place.

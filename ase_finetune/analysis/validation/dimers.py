@@ -13,26 +13,31 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.fd import calculate_numerical_forces
 from ase.data import atomic_numbers, covalent_radii
 
+from ase_finetune.analysis.validation.arguments import require, require_whole
 from ase_finetune.analysis.validation.material import Array
 from ase_finetune.analysis.validation.results import Findings, Quantity, judged
 
 #: Energy (eV) below which a dip in a wall is rounding.
 _ROUNDING = 1e-3
 
+#: No two atoms are bound at less than this times the sum of their covalent radii.
+SHORTEST_BOND = 0.5
+
 
 @dataclass(frozen=True)
 class Dimers:
     """Energies of two lone atoms at short distance, for all pairs of elements.
 
-    From 0.7 times the sum of the covalent radii inwards the energy must rise. Where it falls, atoms that collide hard
-    enough fuse: hot or long MD ends there, whatever the errors on a test set.
+    Inwards of the innermost minimum the energy must rise. Where it falls, atoms that collide hard enough fuse: hot or
+    long MD ends there, whatever the errors on a test set. A minimum at less than half the sum of the covalent radii
+    is no bond (the shortest ones, of V2 and Cr2, are 0.6 of it), but such a hole with a bottom.
 
     Parameters
     ----------
     shortest
         Å; nearer than this, no simulation should come.
     start
-        Where the wall must have begun, in sums of covalent radii.
+        Where the curves begin, in sums of covalent radii.
     points
         Of each curve.
     wall
@@ -47,6 +52,11 @@ class Dimers:
     points: int = 24
     wall: float = 5.0
 
+    def __post_init__(self) -> None:
+        """Refuse options that cannot be used."""
+        require(self, shortest=0, start=SHORTEST_BOND, wall=0)
+        require_whole(self, points=4)
+
     def run(self, calc: Calculator, symbols: Sequence[str]) -> Findings:
         """Judge all pairs of some elements."""
         quantities = []
@@ -56,7 +66,7 @@ class Dimers:
 
     def distances(self, pair: tuple[str, str]) -> Array:
         """(points,) Å, ascending."""
-        outer = self.start * float(sum(covalent_radii[atomic_numbers[symbol]] for symbol in pair))
+        outer = self.start * radii(pair)
         return np.linspace(min(self.shortest, 0.6 * outer), outer, self.points)
 
     def _judge(self, calc: Calculator, pair: tuple[str, str]) -> list[Quantity]:
@@ -69,22 +79,23 @@ class Dimers:
         error, scale = self._force_error(calc, pair, distances)
         wrong = "the force is not the derivative of the energy" if error > 0.02 * scale + 0.02 else ""
         return [
-            self._wall(name, distances, energies),
+            self._wall(name, distances, energies, SHORTEST_BOND * radii(pair)),
             judged(f"{name} force against energies", error, "eV/Å", failed=wrong),
         ]
 
-    def _wall(self, name: str, distances: Array, energies: Array) -> Quantity:
-        """The height of the wall over the outermost distance, down to where the energy begins to fall inwards."""
-        outer = energies[-1]
-        falling = np.flatnonzero(energies[:-1] < energies[1:] - _ROUNDING)
+    def _wall(self, name: str, distances: Array, energies: Array, shortest_bond: float) -> Quantity:
+        """The height of the wall over the innermost minimum, down to where the energy begins to fall inwards."""
+        bond = innermost_minimum(distances, energies, shortest_bond)
+        bottom = energies[bond]
+        falling = np.flatnonzero(energies[:bond] < energies[1 : bond + 1] - _ROUNDING)
         if not len(falling):
-            return judged(f"{name} wall", float(energies[0] - outer), "eV")
+            return judged(f"{name} wall", float(energies[0] - bottom), "eV")
         top = int(falling[-1]) + 1
-        height = float(energies[top] - outer)
-        lowest = float(energies[:top].min() - outer)
+        height = float(energies[top] - bottom)
+        lowest = float(energies[:top].min() - bottom)
         where = f"inwards of {distances[top]:.2f} Å the energy falls"
         if lowest < 0:
-            where += f" to {-lowest:.3g} eV below its start: atoms that get over the wall fuse"
+            where += f" to {-lowest:.3g} eV below that at {distances[bond]:.2f} Å: atoms that get over the wall fuse"
         reachable = lowest < 0 and height < self.wall
         return judged(f"{name} wall", height, "eV", failed=where if reachable else "", suspicious=where)
 
@@ -98,6 +109,25 @@ class Dimers:
             errors.append(abs(float(np.ravel(numerical)[0]) - analytical))
             forces.append(abs(analytical))
         return float(max(errors)), float(max(forces))
+
+
+def innermost_minimum(distances: Array, energies: Array, shortest_bond: float) -> int:
+    """Index of the minimum at the shortest distance (ascending, Å) that is not below that of any bond.
+
+    The outermost point counts if energies (eV) rise from it; it stands for the minimum that is further out. So it
+    does where the energy falls all the way, which is then no wall at all.
+    """
+    last = len(energies) - 1
+    for index in np.flatnonzero(distances >= shortest_bond):
+        i = int(index)
+        if 0 < i < last and energies[i - 1] > energies[i] + _ROUNDING and energies[i + 1] >= energies[i]:
+            return i
+    return last
+
+
+def radii(pair: tuple[str, str]) -> float:
+    """The sum of covalent radii in Å."""
+    return float(sum(covalent_radii[atomic_numbers[symbol]] for symbol in pair))
 
 
 def dimer(pair: tuple[str, str], distance: float, calc: Calculator) -> Atoms:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from ase import Atoms
 
+from ase_finetune.analysis.validation.arguments import require, require_whole
 from ase_finetune.analysis.validation.material import Array, Material, NotApplicableError, attached, repeats
 from ase_finetune.analysis.validation.results import Findings, Quantity, judged
 from ase_finetune.errors import BackendNotInstalledError
@@ -46,9 +48,31 @@ class Phonons:
     tolerance: float = 0.3
     most: int = 200
 
+    def __post_init__(self) -> None:
+        """Refuse options that cannot be used."""
+        require(self, length=0, displacement=0, tolerance=0)
+        require_whole(self, largest=1, most=0)
+
+    @staticmethod
+    def require_phonopy() -> None:
+        """Check that phonopy is installed.
+
+        Raises
+        ------
+        BackendNotInstalledError
+            If it is not.
+        """
+        try:
+            import phonopy  # noqa: F401 - only whether it can be imported
+        except ImportError as error:
+            raise BackendNotInstalledError(
+                "phonons need phonopy: pip install 'ase_finetune[validate]', or leave 'phonons' out of checks"
+            ) from error
+
     def run(self, material: Material) -> Findings:
         """Displace atoms."""
         material.require_solid("a phonon calculation")
+        self.require_phonopy()
         numbers = repeats(material.relaxed, self.length, self.largest)
         phonons = _phonopy(material.relaxed, numbers)
         phonons.generate_displacements(distance=self.displacement)
@@ -58,8 +82,9 @@ class Phonons:
                 f"it takes {len(supercells)} evaluations of {len(supercells[0])} atoms; allow it with "
                 f"Phonons(most={len(supercells)}), or give a smaller or more symmetric cell"
             )
-        rest = self._forces(material, phonons.supercell)
-        phonons.forces = [self._forces(material, cell) - rest for cell in supercells]
+        origin = _origin(phonons.supercell)
+        rest = self._forces(material, phonons.supercell, origin)
+        phonons.forces = [self._forces(material, cell, origin) - rest for cell in supercells]
         phonons.produce_force_constants(show_drift=False)
         residual = float(np.abs(phonons.force_constants.sum(axis=1)).max())
         phonons.symmetrize_force_constants(show_drift=False)
@@ -103,9 +128,10 @@ class Phonons:
             suspicious=imaginary + ", or noise" if frequency < -max(0.05, noise) else "",
         )
 
-    def _forces(self, material: Material, cell: Any) -> Array:
+    def _forces(self, material: Material, cell: Any, origin: Sequence[int]) -> Array:
         atoms = Atoms(cell.symbols, positions=cell.positions, cell=cell.cell, pbc=True)
         atoms.set_masses(cell.masses)
+        _keep_electrons(material.relaxed, atoms, origin)
         return np.asarray(attached(atoms, material.calc).get_forces())
 
 
@@ -115,6 +141,18 @@ def commensurate(numbers: tuple[int, int, int]) -> list[list[float]]:
     return [[float(value) for value in point] for point in grid]
 
 
+def _origin(supercell: Any) -> list[int]:
+    """(n,) atoms of the cell that those of the supercell are images of."""
+    return [int(supercell.u2u_map[first]) for first in supercell.s2u_map]
+
+
+def _keep_electrons(cell: Atoms, supercell: Atoms, origin: Sequence[int]) -> None:
+    """Give a supercell the initial moments and charges of its cell."""
+    for name in ("initial_magmoms", "initial_charges"):
+        if cell.has(name):
+            supercell.set_array(name, cell.get_array(name)[list(origin)])
+
+
 def _frequencies(phonons: Any, points: list[list[float]]) -> Array:
     """(q, m) THz; imaginary ones are negative."""
     phonons.run_qpoints(points)
@@ -122,18 +160,16 @@ def _frequencies(phonons: Any, points: list[list[float]]) -> Array:
 
 
 def _phonopy(atoms: Atoms, numbers: tuple[int, int, int]) -> Any:
-    try:
-        from phonopy import Phonopy
-        from phonopy.structure.atoms import PhonopyAtoms
-    except ImportError as error:
-        raise BackendNotInstalledError(
-            "phonons need phonopy: pip install 'ase_finetune[validate]', or leave 'phonons' out of checks"
-        ) from error
+    from phonopy import Phonopy
+    from phonopy.structure.atoms import PhonopyAtoms
+
     cell = PhonopyAtoms(
         symbols=atoms.get_chemical_symbols(),
         cell=atoms.cell[:],
         scaled_positions=atoms.get_scaled_positions(),
         masses=atoms.get_masses(),
+        # They take part in the symmetry: atoms with opposite moments are displaced apart.
+        magnetic_moments=atoms.get_initial_magnetic_moments() if atoms.has("initial_magmoms") else None,
     )
     # The cell as it was given is what Gamma refers to; relaxed positions are symmetric to a thousandth of an Å only.
     with warnings.catch_warnings():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,8 @@ class Material:
         Numerical noise at the minimum.
     seed
         For checks that draw random numbers.
+    known
+        Numbers that a check leaves for later ones to be compared with.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Material:
     converged: bool
     noise: Noise
     seed: int = 0
+    known: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, atoms: Atoms, calc: Calculator, name: str, seed: int = 0) -> Material:
@@ -101,7 +104,7 @@ class Material:
         return attached(self.relaxed, self.calc)
 
     def require_solid(self, what: str) -> None:
-        """Refuse molecules, chains and slabs.
+        """Refuse molecules, chains and slabs, also those in a periodic box.
 
         Raises
         ------
@@ -110,7 +113,14 @@ class Material:
         """
         if not is_solid(self.given):
             pbc = self.given.pbc.tolist()
-            raise NotApplicableError(f"{what} needs a crystal, periodic in all directions; this one has pbc={pbc}")
+            if not all(pbc) or self.given.cell.rank < 3:
+                raise NotApplicableError(f"{what} needs a crystal, periodic in all directions; this one has pbc={pbc}")
+            gaps = vacuum(self.given)
+            widest = int(np.argmax(gaps))
+            raise NotApplicableError(
+                f"{what} needs a crystal, but there is vacuum: {gaps[widest]:.1f} Å without an atom along cell "
+                f"vector {widest + 1}"
+            )
 
 
 def plain(atoms: Atoms) -> Atoms:
@@ -132,8 +142,20 @@ def attached(atoms: Atoms, calc: Calculator) -> Atoms:
 
 
 def is_solid(atoms: Atoms) -> bool:
-    """Whether it is periodic in all directions."""
-    return bool(atoms.pbc.all()) and bool(atoms.cell.rank == 3)
+    """Whether it is periodic in all directions and no slab, chain or molecule in a box with vacuum."""
+    return bool(atoms.pbc.all()) and bool(atoms.cell.rank == 3) and max(vacuum(atoms)) <= VACUUM
+
+
+#: Å without an atom between lattice planes. Graphite has 3.4, crystals of caesium and of noble gases have less than 5.
+VACUUM = 6.0
+
+
+def vacuum(atoms: Atoms) -> tuple[float, float, float]:
+    """The widest layer without an atom's centre in it, in Å, parallel to each pair of faces of a periodic cell."""
+    places = np.sort(atoms.get_scaled_positions(wrap=True), axis=0)
+    gaps = np.diff(places, axis=0, append=places[:1] + 1).max(axis=0)
+    widths = gaps * face_distances(atoms)
+    return float(widths[0]), float(widths[1]), float(widths[2])
 
 
 def settle(atoms: Atoms, *, fmax: float, steps: int, cell: bool = False) -> tuple[bool, int]:
@@ -146,31 +168,45 @@ def settle(atoms: Atoms, *, fmax: float, steps: int, cell: bool = False) -> tupl
     Raises
     ------
     CheckFailedError
-        If forces or positions are no longer finite.
+        If forces or positions are no longer finite, or the cell has collapsed.
     """
+    volume = atoms.cell.volume
     target: Any = FrechetCellFilter(atoms) if cell else atoms
     optimizer = BFGS(target, logfile=None)
     try:
         with np.errstate(all="ignore"):
             converged = bool(optimizer.run(fmax=fmax, steps=steps))
-    except (np.linalg.LinAlgError, FloatingPointError) as error:
+    except (np.linalg.LinAlgError, ArithmeticError, ValueError) as error:
+        # Calculators refuse what is no structure any more; any other refusal is not for us to judge.
+        if isinstance(error, ValueError) and not isinstance(error, np.linalg.LinAlgError) and is_whole(atoms, volume):
+            raise
         raise CheckFailedError(f"its relaxation broke down after {optimizer.nsteps} steps: {error}") from error
     if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.get_forces()).all()):
         raise CheckFailedError(f"positions or forces are not finite after {optimizer.nsteps} steps of relaxation")
     return converged, int(optimizer.nsteps)
 
 
-#: Å; no lattice vector or symmetry of anything.
-_SHIFT = (0.1234, 0.3217, 0.2791)
+def is_whole(atoms: Atoms, volume: float) -> bool:
+    """Whether positions are finite, and the cell's volume has stayed near what it was (Å³)."""
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell[:]).all()):
+        return False
+    return volume == 0 or 1 / LARGEST_VOLUME_RATIO < atoms.cell.volume / volume < LARGEST_VOLUME_RATIO
+
+
+#: Å; no lattice vectors or symmetries of anything. One alone may meet with the same rounding by chance.
+_SHIFTS = ((0.1234, 0.3217, 0.2791), (-0.3931, 0.0517, 0.4423), (0.7211, -0.2663, 0.1087))
 
 
 def measure_noise(atoms: Atoms) -> Noise:
     """Numerical noise of a calculator, from a structure that is only moved through space."""
-    copy = attached(atoms, atoms.calc)
-    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
-    copy.positions += _SHIFT
-    change = np.abs(copy.get_forces() - forces).max()
-    return Noise(abs(float(copy.get_potential_energy() - energy)), float(change))
+    energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
+    energies, changes = [], []
+    for shift in _SHIFTS:
+        copy = attached(atoms, atoms.calc)
+        copy.positions += shift
+        changes.append(float(np.abs(copy.get_forces() - forces).max()))
+        energies.append(abs(float(copy.get_potential_energy()) - energy))
+    return Noise(max(energies), max(changes))
 
 
 def repeats(atoms: Atoms, length: float, largest: int, *, alike: bool = True) -> tuple[int, int, int]:
@@ -178,7 +214,7 @@ def repeats(atoms: Atoms, length: float, largest: int, *, alike: bool = True) ->
 
     Directions that are alike are repeated alike, to keep the symmetry, unless that does not matter.
     """
-    heights = atoms.cell.volume / np.linalg.norm(np.cross(*_others(atoms.cell[:])), axis=1)
+    heights = face_distances(atoms)
     numbers = np.ones(3, dtype=int)
     while (heights * numbers).min() < length:
         shortest = heights * numbers < (heights * numbers).min() * (1 + 1e-3)
@@ -190,8 +226,10 @@ def repeats(atoms: Atoms, length: float, largest: int, *, alike: bool = True) ->
     return int(numbers[0]), int(numbers[1]), int(numbers[2])
 
 
-def _others(cell: Array) -> tuple[Array, Array]:
-    return cell[[1, 2, 0]], cell[[2, 0, 1]]
+def face_distances(atoms: Atoms) -> Array:
+    """(3,) distances between opposite faces of the cell in Å."""
+    cell = atoms.cell[:]
+    return np.asarray(atoms.cell.volume / np.linalg.norm(np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]), axis=1))
 
 
 def nearest_distance(atoms: Atoms) -> float:

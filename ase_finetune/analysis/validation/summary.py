@@ -58,8 +58,8 @@ class Validation:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed; suspicious ones are for you to judge."""
-        return self.verdict != "failed"
+        """Whether something could be judged and no check failed; suspicious ones are for you to judge."""
+        return self.verdict not in ("failed", "told")
 
     def result(self, check: str, structure: str | None = None) -> CheckResult:
         """The result of a check.
@@ -152,10 +152,13 @@ class Validation:
 
     def _conclusion(self) -> str:
         judged = [item for item in self.results if item.verdict != "told"]
+        if not judged:
+            return "nothing could be judged: no check came to a number with a verdict"
         count = {v: sum(item.verdict == v for item in judged) for v in ("ok", "suspicious", "failed")}
-        text = (
-            f"{count['ok']} of {len(judged)} checks are ok, {count['suspicious']} suspicious, {count['failed']} failed"
-        )
+        verb = "check is" if len(judged) == 1 else "checks are"
+        text = f"{count['ok']} of {len(judged)} {verb} ok, {count['suspicious']} suspicious, {count['failed']} failed"
+        if skipped := sum(bool(item.not_applicable) for item in self.results):
+            text += f", {skipped} not applicable"
         if self.against is not None:
             worse = [
                 f"{new.structure}: {new.check}"

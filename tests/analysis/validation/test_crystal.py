@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ase.build import bulk
+from ase.calculators.calculator import all_changes
 from ase.calculators.emt import EMT
 from ase.units import GPa
 
 from ase_finetune import FinetunedCalculator
 from ase_finetune.analysis import validate
-from ase_finetune.analysis.validation.crystal import hill, named_constants, voigt_strain
+from ase_finetune.analysis.validation.elasticity import hill, named_constants, voigt_strain
 from ase_finetune.analysis.validation.material import Material, repeats
 from ase_finetune.potentials import MorsePotential
 
@@ -80,6 +81,65 @@ def test_atoms_move_with_the_strain():
     clamped = atoms.get_stress()[3] / 5e-3 / GPa
     assert abs(constants["C44"]) < 0.99 * clamped
     assert found.quantity("stress against energies").verdict == "ok"
+
+
+class Rough(EMT):
+    """EMT with the rounding of single precision, and with stress and forces that are scaled."""
+
+    def __init__(self, noise: float = 0.0, stress: float = 1.0, forces: float = 1.0) -> None:
+        super().__init__()
+        self.noise, self.scales = noise, {"stress": stress, "forces": forces}
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)):
+        super().calculate(atoms, properties, system_changes)
+        x = self.atoms.positions.sum() + self.atoms.cell[:].sum()
+        self.results["energy"] += self.noise * np.sin(1e7 * x)
+        for name, scale in self.scales.items():
+            if name in self.results:
+                self.results[name] = self.results[name] * scale
+
+
+@pytest.mark.parametrize("symbol", ["Cu", "Pt"])
+@pytest.mark.parametrize(("noise", "wrong"), [(0.0, 0.9), (1e-6, 0.9), (1e-5, 0.75)])
+def test_rounding_is_no_wrong_stress(noise, wrong, symbol):
+    found = [
+        validate(Rough(noise, stress), bulk(symbol), checks=["elastic constants"]).result("elastic constants")
+        for stress in (1.0, wrong)
+    ]
+    verdicts = [item.quantity("stress against energies").verdict for item in found]
+    assert verdicts == ["ok", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("noise", "scale", "verdict"), [(1e-6, 1.0, "ok"), (0.0, 0.9, "failed"), (1e-6, 1.1, "failed")]
+)
+@pytest.mark.parametrize("cubic", [True, False])
+def test_forces_are_held_against_energies(noise, scale, verdict, cubic):
+    found = validate(Rough(noise, forces=scale), bulk("Cu", cubic=cubic), checks=["equilibrium"])
+    assert found.results[0].quantity("force against energies").verdict == verdict
+
+
+def test_moduli_of_stress_and_energy_are_compared(copper):
+    name = "bulk modulus against that of the EOS"
+    agreed = copper.result("elastic constants").quantity(name)
+    assert (agreed.verdict, agreed.value) == ("ok", pytest.approx(0, abs=0.5))
+    checks = ["equation of state", "elastic constants"]
+    crooked = validate(Rough(stress=1.2), bulk("Cu"), checks=checks).result("elastic constants").quantity(name)
+    assert (crooked.verdict, crooked.value) == ("suspicious", pytest.approx(20, abs=1))
+    assert validate(EMT(), bulk("Cu"), checks=checks[1:]).results[0].quantity(name) is None
+
+
+def test_axes_that_are_not_the_crystals_are_told(copper):
+    turned = bulk("Cu", cubic=True)
+    turned.rotate(20, "x", rotate_cell=True)
+    found = validate(EMT(), turned, checks=["elastic constants"]).results[0]
+    (other,) = [item for item in found.quantities if "largest of the others" in item.name]
+    assert "these axes are not those of the crystal's symmetry" in other.why
+    assert "Cartesian axes" in found.note
+    straight = copper.result("elastic constants")
+    assert not [item for item in straight.quantities if "of the others" in item.name]
+    hills = [item.quantity("bulk modulus (Hill)").value for item in (found, straight)]
+    assert hills[0] == pytest.approx(hills[1], rel=5e-3)
 
 
 def test_a_crystal_that_shears_by_itself_fails():

@@ -11,11 +11,22 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.calculators.emt import EMT
+from ase.calculators.morse import MorsePotential as MorsePair
 from ase.io import write
 
 from ase_finetune import FinetunedCalculator
 from ase_finetune.analysis import validate
-from ase_finetune.analysis.validation import CHECKS, Diffusion, Dimers, Phonons, Vacancy
+from ase_finetune.analysis.validation import (
+    CHECKS,
+    Diffusion,
+    Dimers,
+    ElasticConstants,
+    EquationOfState,
+    Phonons,
+    Vacancy,
+)
+from ase_finetune.analysis.validation.dimers import dimer
+from ase_finetune.analysis.validation.material import Material, is_solid
 from ase_finetune.errors import BackendNotInstalledError, InputError
 from ase_finetune.potentials import MorsePotential
 from tests.morse import pretrained, truth
@@ -135,7 +146,7 @@ def test_without_phonopy_the_rest_is_checked(monkeypatch):
     assert "pip install 'ase_finetune[validate]'" in result.result("phonons").not_applicable
     assert result.result("equation of state").verdict == "ok"
     with pytest.raises(BackendNotInstalledError, match="validate"):
-        validate(EMT(), copper(), checks=["phonons"])
+        validate(EMT(), copper(), checks=["equilibrium", "phonons"], against=Broken(RuntimeError("work was done")))
 
 
 def test_schottky_energy_of_a_compound_is_that_of_its_vacancies():
@@ -162,7 +173,7 @@ def test_a_hole_behind_a_low_wall_fails():
     )
     assert (low.verdict, high.verdict) == ("failed", "suspicious")
     assert low.value == pytest.approx(2.0, rel=0.25)
-    assert "below its start: atoms that get over the wall fuse" in low.why
+    assert "eV below that at 1.85 Å: atoms that get over the wall fuse" in low.why
     assert validate(EMT(), copper(), checks=["dimers"]).results[0].quantities[0].verdict == "ok"
 
 
@@ -210,15 +221,133 @@ def test_molecules_get_what_fits_them():
     assert "not applicable" in str(result)
 
 
+class Broken(EMT):
+    """EMT that does something else for nickel."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.error, self.calls = error, 0
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)):
+        super().calculate(atoms, properties, system_changes)
+        if 28 in self.atoms.numbers and self.error is not None:
+            self.calls += 1
+            if self.calls > 1:  # what is not told before any check
+                raise self.error
+        elif 28 in self.atoms.numbers:
+            self.results["forces"] = np.full_like(self.results["forces"], np.nan)
+
+
 def test_what_goes_wrong_in_a_structure_does_not_stop_the_others():
-    result = validate(EMT(), [bulk("Si"), copper()], checks=["equilibrium", "equation of state"])
+    result = validate(Broken(), [bulk("Ni"), copper()], checks=["equilibrium", "equation of state"])
     broken = result.results[0]
-    assert (broken.structure, broken.verdict) == ("Si", "failed")
-    assert "No EMT-potential for Si" in broken.failure
+    assert (broken.structure, broken.verdict) == ("Ni", "failed")
+    assert "forces" in broken.failure or "broke down" in broken.failure
     assert result.result("equation of state", "Cu").verdict == "ok"
     assert not result.passed
     with pytest.raises(KeyError, match="no result of 'vacancy'"):
         result.result("vacancy")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), MemoryError(), ValueError("a bug"), OSError("disk")])
+def test_what_is_no_fault_of_the_potential_is_raised(error):
+    with pytest.raises(type(error)):
+        validate(Broken(error), [copper(), bulk("Ni")], checks=["equilibrium"])
+
+
+def test_what_cannot_be_evaluated_is_told_before_any_check(monkeypatch):
+    monkeypatch.setattr(Material, "of", lambda *_: pytest.fail("a check was made"))
+    with pytest.raises(InputError, match="Si cannot be evaluated by EMT: No EMT-potential for Si"):
+        validate(EMT(), [copper(), bulk("Si")])
+    calc = FinetunedCalculator(truth().double(), dtype="float64", device="cpu")
+    with pytest.raises(InputError, match=r"Cu cannot be evaluated by FinetunedCalculator: .*Cu"):
+        validate(EMT(), copper(), against=calc)
+
+
+def boxed_molecule() -> Atoms:
+    return Atoms("CO", positions=[(0, 0, 0), (0, 0, 1.15)], cell=[12, 12, 12], pbc=True)
+
+
+def boxed_slab() -> Atoms:
+    slab = copper().repeat((1, 1, 2))
+    slab.center(vacuum=8.0, axis=2)
+    slab.positions[:, 2] += 20.0  # vacuum across the border of the cell, and atoms outside of it
+    slab.pbc = True
+    return slab
+
+
+@pytest.mark.parametrize(
+    ("make", "gap"), [(boxed_slab, "16.0 Å without an atom along cell vector 3"), (boxed_molecule, "12.0 Å")]
+)
+def test_vacuum_is_no_crystal(make, gap):
+    names = [name for name in CHECKS if name not in ("dimers",)]
+    result = validate(EMT(), make(), checks=names)
+    assert result.result("equilibrium").quantity("volume per atom") is None, "its cell is not relaxed"
+    for name in names[1:]:
+        assert "but there is vacuum" in result.result(name).not_applicable
+    assert gap in result.result("vacancy").not_applicable
+    assert "5 not applicable" in str(result)
+
+
+@pytest.mark.parametrize("crystal", [bulk("Cu"), bulk("Cs"), bulk("Ar"), bulk("Si", cubic=True), bulk("Mg")])
+def test_crystals_have_no_vacuum(crystal):
+    assert is_solid(crystal)
+
+
+def test_a_bond_shorter_than_the_start_of_the_curve_is_no_hole():
+    """Cr2 is 1.68 Å long, 0.6 times the sum of its radii."""
+    calc = MorsePair(epsilon=1.5, r0=1.68, rho0=4.0, rcut1=8.0, rcut2=10.0)
+    wall = validate(calc, molecule_of("Cr"), checks=["dimers"]).results[0].quantities[0]
+    assert (wall.name, wall.verdict, wall.why) == ("Cr-Cr wall", "ok", "")
+    energies = [dimer(("Cr", "Cr"), r, calc).get_potential_energy() for r in (0.5, 1.68)]
+    assert wall.value == pytest.approx(energies[0] - energies[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("bottom", [0.4, 1.0])
+def test_a_hole_is_one_with_and_without_a_bottom(bottom):
+    """All of it is nearer than any bond: two atoms of copper have 2.22 Å."""
+    wall = validate(MorsePair(epsilon=50.0, r0=bottom, rho0=4.0), molecule_of("Cu"), checks=["dimers"])
+    (first, *_) = wall.results[0].quantities
+    assert (first.verdict, first.value) == ("failed", 0.0)
+    assert "atoms that get over the wall fuse" in first.why
+
+
+def test_magnetic_moments_reach_the_supercells():
+    seen: list[tuple[float, ...]] = []
+
+    class Magnetic(EMT):
+        def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)):
+            super().calculate(atoms, properties, system_changes)
+            seen.append(tuple(self.atoms.get_initial_magnetic_moments()))
+
+    atoms = bulk("Ni", cubic=True)
+    atoms.set_initial_magnetic_moments([1.0, 1.0, -1.0, -1.0])
+    atoms.set_initial_charges([0.5, 0.5, -0.5, -0.5])
+    found = validate(Magnetic(), atoms, checks=[Phonons(length=5.0)]).result("phonons")
+    assert "of 32 atoms" in found.note
+    supercells = [moments for moments in seen if len(moments) == 32]
+    assert supercells
+    assert {(moments.count(1.0), moments.count(-1.0)) for moments in supercells} == {(16, 16)}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Diffusion(segments=1), r"Diffusion\(segments=1\)"),
+        (lambda: Diffusion(picoseconds=0.02), "too short for 4 segments .* at least 0.1 ps"),
+        (lambda: Diffusion(temperature=0), "temperature must be above 0"),
+        (lambda: Diffusion(timestep=float("nan")), "timestep must be above 0"),
+        (lambda: Diffusion(largest=1), "largest must be a whole number of at least 2"),
+        (lambda: Dimers(points=2), "points must be a whole number"),
+        (lambda: Vacancy(fmax=-1), "fmax must be above 0"),
+        (lambda: Phonons(displacement=0), "displacement must be above 0"),
+        (lambda: EquationOfState(strain=1.0), "strain must be below 1"),
+        (lambda: ElasticConstants(strain=0), "strain must be above 0"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused_at_once(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
 
 
 def test_calculators_without_stress_are_not_failed():
@@ -230,7 +359,8 @@ def test_calculators_without_stress_are_not_failed():
 
     result = validate(NoStress(), copper(), checks=["equilibrium"])
     assert result.results[0].not_applicable
-    assert result.passed
+    assert (result.verdict, result.passed) == ("told", False)
+    assert "nothing could be judged" in str(result)
 
 
 def test_results_are_plain_values(tmp_path):
