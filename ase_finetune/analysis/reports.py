@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
-from ase_finetune.data import FrameSet, read_frames
+from ase_finetune.data import FrameSet, ReferenceOffsets, read_frames
 from ase_finetune.errors import CheckpointError, FinetuneError, InputError
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.history import Log
@@ -21,6 +23,8 @@ from ase_finetune.potentials.batched import predict_many
 from ase_finetune.potentials.devices import resolve_device, resolve_dtype
 from ase_finetune.potentials.storage import potential_hash
 from ase_finetune.reporting import RECORD_FILE, FrameRecord, RunRecord, write_comparison, write_report
+from ase_finetune.reporting.record import BEFORE, LABEL
+from ase_finetune.reporting.sets import RESERVED
 
 PathLike = str | os.PathLike[str]
 
@@ -45,10 +49,12 @@ def report_run(
         Output folder of a finished run.
     frames
         Files of labelled frames, for example reference data of other materials. The untouched and the fine-tuned model
-        are evaluated on them, at most :data:`MOST_STRUCTURES` structures of each, evenly chosen. Energies are compared
-        as they are; the table of the report also tells what is left after the best offsets per element.
+        are evaluated on them, at most :data:`MOST_STRUCTURES` structures of each, evenly chosen. Energies are brought
+        to the reference that the run was judged in, by its reference energies. Where these lack an element of a set,
+        its energies stay as they are, and are judged after the best offsets per element.
     output
-        Folder for the report; that of the run when ``None``, where the earlier report is replaced.
+        Folder for the report, or a file that ends in ``.html``, with the pictures in a folder of its name; the folder
+        of the run when ``None``, where the earlier report is replaced.
     device
         For the evaluation.
     trust_pickle
@@ -58,7 +64,7 @@ def report_run(
 
     Returns
     -------
-    The path of ``report.html``.
+    The path of the page.
 
     Raises
     ------
@@ -72,11 +78,11 @@ def report_run(
     folder = Path(folder)
     record = read_record(folder)
     if frames:
-        sets = [read_frames(os.fspath(path), name=Path(path).name) for path in frames]
+        sets = [read_frames(os.fspath(path), name=_name(Path(path))) for path in frames]
         before = _base_model(folder, record, device, trust_pickle)
         dtype = resolve_dtype(_dtype(record))
         after, _ = load_potential(folder / "model", head=before.head, device=before.device, dtype=dtype)
-        further = [further_record(item, before, after, verbose=verbose) for item in sets]
+        further = [in_reference(further_record(i, before, after, verbose=verbose), record.metadata) for i in sets]
         record = dataclasses.replace(record, frames=[*record.frames, *further])
     return write_report(record, folder if output is None else Path(output), defaults=FinetuneConfig().to_dict())
 
@@ -172,6 +178,36 @@ def further_record(frames: FrameSet, before: Potential, after: Potential, *, ver
         ),
         available=available,
     )
+
+
+def in_reference(frames: FrameRecord, metadata: Mapping[str, Any]) -> FrameRecord:
+    """A set with its energies in the reference that a run was judged in.
+
+    Parameters
+    ----------
+    frames
+        As :func:`further_record` gives it.
+    metadata
+        Of the run. Its ``reference_offsets`` are taken off the labels, its ``shifted_by`` are added to the
+        predictions before (after training the model has them); by symbol, eV per atom.
+    """
+    shifted = metadata.get("shifted_by")
+    by_symbol = shifted or metadata.get("reference_offsets") or {}
+    offsets = ReferenceOffsets({atomic_numbers[symbol]: float(value) for symbol, value in by_symbol.items()})
+    unknown = bool(set(frames.numbers.tolist()) - set(offsets.offsets))
+    structures = np.split(frames.numbers, np.cumsum(frames.counts)[:-1])
+    sums = np.array([offsets.energy(numbers) for numbers in structures])
+    energy = frames.energy.copy()
+    if shifted:
+        energy[:, BEFORE] += sums
+    elif not unknown:
+        energy[:, LABEL] -= sums
+    return dataclasses.replace(frames, energy=energy, other_reference=unknown)
+
+
+def _name(path: Path) -> str:
+    """Of the set in a file; those of a run's own sets are taken."""
+    return f"{path.name} (file)" if path.name in RESERVED else path.name
 
 
 def _predict(potential: Potential, frames: FrameSet, verbose: bool) -> list[Prediction]:

@@ -11,15 +11,15 @@ from ase_finetune.reporting.record import RECORD_FILE, FrameRecord, PairRecord, 
 __all__ = ["RECORD_FILE", "FrameRecord", "PairRecord", "RunRecord", "TensorDrift", "write_comparison", "write_report"]
 
 
-def write_report(record: RunRecord, folder: Path, *, defaults: Mapping[str, Any] | None = None) -> Path:
+def write_report(record: RunRecord, output: Path, *, defaults: Mapping[str, Any] | None = None) -> Path:
     """Write ``report.html``, one file that needs no network, and its charts as PNG files in ``report``.
 
     Parameters
     ----------
     record
         What the run left behind.
-    folder
-        Where to; it must exist.
+    output
+        A folder, or the page itself: a file that ends in ``.html``, with the pictures in a folder of its name.
     defaults
         The options of a run as they are when nothing is said, to tell those that differ.
 
@@ -35,7 +35,7 @@ def write_report(record: RunRecord, folder: Path, *, defaults: Mapping[str, Any]
     # Matplotlib is loaded by those who draw only.
     from ase_finetune.reporting.report import write_report as write
 
-    return write(record, folder, defaults=defaults)
+    return write(record, output, defaults=defaults)
 
 
 def write_comparison(runs: Mapping[str, RunRecord], output: Path) -> Path:

@@ -14,6 +14,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from ase_finetune.reporting.measures import Array
 from ase_finetune.reporting.palette import LIGHT
 
+# Length of a dot as a share of the width of its axes: too little to be seen, but PNGs lack lines without any.
+_DOT = 4e-7
+
 
 def dress(ax: Axes) -> None:
     """Thin lines in the colours of the page."""
@@ -88,16 +91,18 @@ def dots(ax: Axes, x: Array, y: Array, color: str, size: float = 2.6, bins: int 
         column, row = np.nonzero((counts >= least) & (counts < most))
         if not column.size:
             continue
-        spots = np.stack([middle_x[column], middle_y[row]], axis=1)
+        ends = np.stack([middle_x[column], middle_y[row]], axis=1).repeat(2, axis=0)
+        ends[1::2, 0] += _DOT * (right - left)
         ax.add_patch(
             PathPatch(
-                lines(spots.repeat(2, axis=0)),
+                lines(ends),
                 edgecolor=color,
                 facecolor="none",
                 linewidth=size,
                 capstyle="round",
                 alpha=alpha,
                 zorder=3,
+                snap=False,  # whole pixels would take their length away
             )
         )
 
@@ -111,5 +116,5 @@ def lines(ends: Array) -> Outline:
         (2n, 2) start and end of each line, one after the other.
     """
     outline = Outline(ends, np.tile(np.array([Outline.MOVETO, Outline.LINETO], dtype=np.uint8), len(ends) // 2))
-    outline.should_simplify = False  # it would drop lines without a length, which are dots
+    outline.should_simplify = False  # it would drop the shortest lines, which are dots
     return outline

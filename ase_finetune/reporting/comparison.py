@@ -13,13 +13,14 @@ from ase_finetune.errors import InputError
 from ase_finetune.reporting import page
 from ase_finetune.reporting.figures import Chart, Missing, Panel, own_style
 from ase_finetune.reporting.learning import duration
-from ase_finetune.reporting.measures import column, set_errors
+from ase_finetune.reporting.markup import table
+from ase_finetune.reporting.measures import Array, column, set_errors
 from ase_finetune.reporting.pareto import Point, pareto_front, pareto_panel
-from ase_finetune.reporting.record import AFTER, BEFORE, FrameRecord, RunRecord
+from ase_finetune.reporting.record import AFTER, BEFORE, LABEL, FrameRecord, RunRecord
 from ase_finetune.reporting.relaxations import outcome
 from ase_finetune.reporting.report import flat, method
 from ase_finetune.reporting.sets import anchor, kept, long_name, target
-from ase_finetune.reporting.verdict import digits
+from ase_finetune.reporting.tiles import digits
 
 Runs = Mapping[str, RunRecord]
 Measure = Callable[[FrameRecord, int], float]
@@ -94,7 +95,7 @@ def write_comparison(runs: Runs, output: Path) -> Path:
         If a file cannot be written.
     """
     check_comparable(runs)
-    path = output if output.suffix == ".html" else output / "comparison.html"
+    path = page.path_of(output, "comparison.html")
     sets = _common_sets(runs)
     with own_style():
         charts = [_chart(runs, name) for name in sets]
@@ -128,14 +129,38 @@ def _common_sets(runs: Runs) -> list[str]:
 
 
 def _same_structures(one: FrameRecord, two: FrameRecord) -> bool:
+    """By atoms and labels; energies may be in another reference."""
     return (
         one.name == two.name
         and one.own_labels == two.own_labels
         and np.array_equal(one.counts, two.counts)
         and np.array_equal(one.numbers, two.numbers)
-        # Labels of the model itself may differ in a last digit from run to run.
-        and np.allclose(one.energy[:, 0], two.energy[:, 0], rtol=1e-4, atol=1e-3, equal_nan=True)
+        and _agree(one.forces[..., LABEL], two.forces[..., LABEL])
+        and (bool(np.isfinite(one.forces[..., LABEL]).any()) or _same_energies([one, two]))
     )
+
+
+def _agree(one: Array, two: Array) -> bool:
+    """Labels of the model itself may differ in a last digit from run to run."""
+    return one.shape == two.shape and np.allclose(one, two, rtol=1e-4, atol=1e-3, equal_nan=True)
+
+
+def _same_energies(sets: Sequence[FrameRecord | None]) -> bool:
+    """Whether the energies of the labels are in the same reference."""
+    labels = [frames.energy[:, LABEL] for frames in sets if frames is not None]
+    return all(_agree(labels[0], item) for item in labels[1:])
+
+
+def _with_energies(runs: Runs, name: str) -> bool:
+    """Whether energy errors mean the same in all runs, on the target and on a set of old structures."""
+    of_target = [target(run) for run in runs.values()]
+    return _same_energies(of_target) and _same_energies([_set(run, name) for run in runs.values()])
+
+
+_NO_ENERGIES = (
+    " Energies are left out: the runs have their labels in different references (option reference), so that their "
+    "errors do not mean the same."
+)
 
 
 def _set(run: RunRecord, name: str) -> FrameRecord:
@@ -151,10 +176,10 @@ def _chart(runs: Runs, name: str) -> Chart | Missing:
     old = _set(next(iter(runs.values())), name)
     title = f"Target against {long_name(old)}"
     panels: list[Panel] = []
-    for key, measure, heading, unit in (
-        ("forces", forces_mae, "Forces", "meV/Å"),
-        ("energy", energy_mae, "Energies", "meV/atom"),
-    ):
+    energies = _with_energies(runs, name)
+    measures: list[tuple[str, Measure, str, str]] = [("forces", forces_mae, "Forces", "meV/Å")]
+    measures += [("energy", energy_mae, "Energies", "meV/atom")] if energies else []
+    for key, measure, heading, unit in measures:
         points = [
             Point(run, _change(_set(record, name), measure), -_change(target(record), measure), _method(record))
             for run, record in runs.items()
@@ -169,7 +194,7 @@ def _chart(runs: Runs, name: str) -> Chart | Missing:
         panel = pareto_panel(f"pareto-{anchor(old)}-{key}", heading, (unit, "meV/Å"), points)
         panels += [panel] if panel else []
     if not panels:
-        return Missing(title, "no run has finite errors on both")
+        return Missing(title, f"no run has finite errors on both.{'' if energies else _NO_ENERGIES}".rstrip("."))
     caption = (
         "Each mark is a run: how far the mean absolute error fell on the target (up is better), and how far it rose on "
         "old structures (left is better). The cross is the untouched model. The grey line joins the runs that no "
@@ -177,6 +202,7 @@ def _chart(runs: Runs, name: str) -> Chart | Missing:
     )
     if old.own_labels:
         caption += " Old structures carry labels of the untouched model: what is shown is how far a run moved from it."
+    caption += "" if energies else _NO_ENERGIES
     return Chart(f"pareto-{anchor(old)}", title, caption, panels)
 
 
@@ -197,18 +223,21 @@ def _runs_table(runs: Runs, name: str) -> str:
     points = [(_change(_set(run, name), forces_mae), -_change(target(run), forces_mae)) for run in runs.values()]
     front = set(pareto_front(points))
     first = next(iter(runs.values()))
-    judged: list[tuple[Callable[[RunRecord], FrameRecord | None], Measure]]
-    judged = [(target, forces_mae), (target, energy_mae), (lambda run: _set(run, name), forces_mae)]
-    judged += [(lambda run: _set(run, name), energy_mae)]
-    rows = [("untouched", "", *(_error(pick(first), measure, BEFORE) for pick, measure in judged), "", "", "")]
+    energies = _with_energies(runs, name)
+    judged: list[tuple[str, Callable[[RunRecord], FrameRecord | None], Measure]] = []
+    for words, pick in (("target", target), (old, lambda run: _set(run, name))):
+        judged.append((f"{words}: forces", pick, forces_mae))
+        judged += [("energies", pick, energy_mae)] if energies else []
+    rows = [("untouched", "", *(_error(pick(first), measure, BEFORE) for _, pick, measure in judged), "", "", "")]
     for k, (label, run) in enumerate(runs.items()):
         seconds = float(np.nansum(column(run.history, "seconds"))) if run.history else 0.0
-        cells = [_error(pick(run), measure, AFTER) for pick, measure in judged]
+        cells = [_error(pick(run), measure, AFTER) for _, pick, measure in judged]
         mark = "front" if k in front else ""
         rows.append((label, method(run), *cells, str(len(run.history)), duration(seconds), mark))
-    heads = ("run", "method", "target: forces", "energies", f"{old}: forces", "energies", "epochs", "time", "front")
+    heads = ("run", "method", *(head for head, _, _ in judged), "epochs", "time", "front")
     note = "Mean absolute errors, meV/Å and meV/atom. Front: no other run is better in both forces."
-    return f"<p><small>{note}</small></p>{page.table(heads, rows)}"
+    note += "" if energies else _NO_ENERGIES
+    return f"<p><small>{note}</small></p>{table(heads, rows)}"
 
 
 def _error(frames: FrameRecord | None, measure: Measure, when: int) -> str:
@@ -224,4 +253,4 @@ def _options_table(runs: Runs) -> str:
     if not different:
         return "<p>All options are the same.</p>"
     rows = [(name, *(page.value(config.get(name)) for config in configs)) for name in different]
-    return page.table(["option", *runs], rows)
+    return table(["option", *runs], rows)

@@ -15,9 +15,9 @@ from ase_finetune.reporting.figures import Chart, Drawing, Missing, Panel, draw
 from ase_finetune.reporting.markup import text
 from ase_finetune.reporting.measures import ElementError, element_errors, is_nothing
 from ase_finetune.reporting.palette import LIGHT
-from ase_finetune.reporting.parity import sampled
 from ase_finetune.reporting.record import FrameRecord
-from ase_finetune.reporting.sets import anchor, is_target, long_name
+from ase_finetune.reporting.sets import anchor, is_target, is_trained_on, long_name, remark
+from ase_finetune.reporting.tiles import in_form
 
 # First atomic number and column of each run of neighbours, by row of the table.
 _ROWS = (
@@ -59,12 +59,12 @@ def periodic_table(frames: FrameRecord) -> Chart | Missing:
 
 
 def _caption(frames: FrameRecord) -> str:
-    role = "what was learnt" if is_target(frames) else "what was forgotten"
+    role = "what was learnt" if is_target(frames) or is_trained_on(frames) else "what was forgotten"
     start = "from zero: labels are the model's own" if frames.own_labels else "before to after"
     return (
         f"Change of the mean absolute force error of the atoms of each element, in meV/Å ({start}): {role}, and where. "
         "Green with ▼: better. Purple with ▲: worse. Grey: not in the set. Elements with few atoms say little."
-        + sampled(frames)
+        + remark(frames)
     )
 
 
@@ -90,7 +90,7 @@ def _sign(change: float) -> str:
 
 
 def _digits(value: float) -> str:
-    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+    return in_form(value, ".1f" if value < 9.95 else ".0f")
 
 
 def _grid(found: Mapping[int, ElementError], scale: float) -> str:
@@ -112,15 +112,16 @@ def _grid(found: Mapping[int, ElementError], scale: float) -> str:
 
 def _words(z: int, error: ElementError) -> str:
     return (
-        f"{chemical_symbols[z]}: {error.before:.1f} before, {error.after:.1f} after, {error.change:+.1f} meV/Å "
+        f"{chemical_symbols[z]}: {in_form(error.before, '.1f')} before, {in_form(error.after, '.1f')} after, "
+        f"{in_form(error.change, '+.1f')} meV/Å "
         f"({error.atoms} atoms)"
     )
 
 
 def _table(found: Mapping[int, ElementError]) -> str:
     rows = "".join(
-        f"<tr><th scope=row>{chemical_symbols[z]}</th><td>{error.atoms}</td><td>{error.before:.1f}</td>"
-        f"<td>{error.after:.1f}</td><td>{error.change:+.1f}</td></tr>"
+        f"<tr><th scope=row>{chemical_symbols[z]}</th><td>{error.atoms}</td><td>{in_form(error.before, '.1f')}</td>"
+        f"<td>{in_form(error.after, '.1f')}</td><td>{in_form(error.change, '+.1f')}</td></tr>"
         for z, error in sorted(found.items(), key=lambda item: -item[1].change)
     )
     return (

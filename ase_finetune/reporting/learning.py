@@ -62,10 +62,10 @@ def learning_curves(record: RunRecord) -> list[Chart | Missing]:
     found = stages(record)
     if not record.history:
         return [Missing("Learning curves", "no epoch was completed")]
-    return [_learning(stage, len(found) > 1) for stage in found]
+    return [_learning(stage, len(found) > 1, position) for position, stage in enumerate(found)]
 
 
-def _learning(stage: Stage, named: bool) -> Chart | Missing:
+def _learning(stage: Stage, named: bool, position: int) -> Chart | Missing:
     title = f"Learning curves: {stage.title}" if named else "Learning curves"
     panels = []
     for key, heading_text, axis, measure, sets in _MEASURES.get(stage.name, _MEASURES["frames"]):
@@ -77,13 +77,14 @@ def _learning(stage: Stage, named: bool) -> Chart | Missing:
     if not panels:
         return Missing(title, "no errors were measured")
     best = "" if stage.best_epoch is None else _BEST.format(stage.best_epoch)
-    return Chart(f"learning-{stage.anchor}", title, f"{_CAPTION}{best}", panels)
+    return Chart(f"learning-{stage.anchor}", title, f"{_CAPTION.format(_BEGINNING[min(position, 1)])}{best}", panels)
 
 
 _CAPTION = (
-    "Errors after each epoch; epoch 0 is the untouched model. The training error is an average over the epoch while "
+    "Errors after each epoch; epoch 0 is {}. The training error is an average over the epoch while "
     "the weights move, so it lags behind. Blue should fall; orange should stay where it began."
 )
+_BEGINNING = ("the untouched model", "the result of the stage before")
 _BEST = " The vertical line marks epoch {}, whose weights were kept."
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ase_finetune.reporting.markup import text
 from ase_finetune.reporting.record import RunRecord
 from ase_finetune.representations import html_table
 
@@ -85,13 +86,14 @@ def _is_known(value: Any) -> bool:
 
 
 def _pictures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    from ase_finetune.reporting.figures import Chart
+    from ase_finetune.reporting.figures import Chart, own_style
     from ase_finetune.reporting.learning import learning_curves
 
-    charts = learning_curves(_unfinished(rows))
+    with own_style():
+        charts = learning_curves(_unfinished(rows))
     panels = [panel for chart in charts if isinstance(chart, Chart) for panel in chart.panels]
     return [
-        f'<img style="max-width:24em;display:inline" alt="{panel.alt}" '
+        f'<img style="max-width:24em;display:inline" alt="{text(panel.alt)}" '
         f'src="data:image/png;base64,{base64.b64encode(panel.png).decode()}">'
         for panel in panels
     ]

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ase_finetune.errors import OutputError
 from ase_finetune.files import make_folder, write_bytes, write_text
 from ase_finetune.reporting.figures import Chart, Missing
-from ase_finetune.reporting.markup import text
+from ase_finetune.reporting.markup import table, text
 from ase_finetune.reporting.style import stylesheet
 from ase_finetune.reporting.verdict import Verdict
 
 # Nothing may be loaded or run, whatever a file name says.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+_INTERVALS = (
+    "In brackets: 95 % interval of the change, from drawing the structures again and again (bootstrap). Unclear: it "
+    "holds zero."
+)
+
+# Names of the pictures that pages of ours have.
+_OURS = re.compile(
+    r"learning-[a-z0-9-]+-(forces|energy|stress|strain|rmsd|basin)|penalty-[a-z0-9-]+|seconds|peak-memory-gb"
+    r"|skipped-steps|train-skipped|parity-[a-z0-9-]+-(forces|energy)|softening|elements-[a-z0-9-]+|drift|delta-q"
+    r"|relaxed-(rmsd|strain|volume)|worst-\d\d|gradient-norm|pareto-[a-z0-9-]+-(forces|energy|strain|rmsd)"
+)
 
 
 def page(title: str, lead: str, sections: Sequence[tuple[str, str, str]], footer: str) -> str:
@@ -77,19 +91,9 @@ def summary(verdict: Verdict) -> str:
     )
     sentences = "".join(f"<p>{text(sentence)}</p>" for sentence in verdict.sentences)
     warnings = "".join(f"<li>{text(warning)}</li>" for warning in verdict.warnings)
-    parts = [f'<div class="tiles">{tiles}</div>' if tiles else "", sentences]
+    note = f"<p><small>{_INTERVALS}</small></p>" if any(" to " in tile.note for tile in verdict.tiles) else ""
+    parts = [f'<div class="tiles">{tiles}</div>' if tiles else "", note, sentences]
     return "".join([*parts, f'<ul class="warnings">{warnings}</ul>' if warnings else ""])
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "") -> str:
-    """A table of texts and numbers; the first cell of each row names it."""
-    head = "".join(f"<th>{text(item)}</th>" for item in heads)
-    lines = "".join(
-        f'<tr><th scope="row">{text(row[0])}</th>{"".join(f"<td>{text(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in rows
-    )
-    top = f"<thead><tr>{head}</tr></thead>" if any(heads) else ""
-    return f'<div class="scroll"><table class="{kind}">{top}<tbody>{lines}</tbody></table></div>'
 
 
 def pairs_table(values: Mapping[str, Any]) -> str:
@@ -106,21 +110,32 @@ def value(item: Any) -> str:
     return f"{item:g}" if isinstance(item, float) else str(item)
 
 
-def folded(title: str, content: str) -> str:
-    """HTML that is shown when it is asked for."""
-    return f"<details><summary>{text(title)}</summary>{content}</details>"
+def path_of(output: Path, name: str) -> Path:
+    """The page at ``output``: itself if it ends in ``.html`` and is no folder, or else ``name`` in that folder."""
+    return output if output.suffix == ".html" and not output.is_dir() else output / name
 
 
 def write(path: Path, content: str, items: Iterable[Chart | Missing], folder: Path) -> None:
-    """Write a page, and its pictures as files into a folder.
+    """Write a page, and its pictures as files into a folder, from which those of an earlier page are removed.
 
     Raises
     ------
     OutputError
         If a file cannot be written.
     """
+    make_folder(path.parent)
     make_folder(folder)
-    for item in items:
-        for panel in item.panels if isinstance(item, Chart) else ():
-            write_bytes(folder / f"{panel.name}.png", panel.png)
+    panels = {panel.name: panel.png for item in items if isinstance(item, Chart) for panel in item.panels}
+    for name, png in panels.items():
+        write_bytes(folder / f"{name}.png", png)
     write_text(path, content)
+    for file in folder.glob("*.png"):
+        if file.stem not in panels and _OURS.fullmatch(file.stem):
+            _remove(file)
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot remove {file}, a picture of an earlier report: {error.strerror}") from error

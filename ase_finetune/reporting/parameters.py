@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from ase_finetune.reporting.axes import heading, log_axis
 from ase_finetune.reporting.figures import Chart, Drawing, Missing, draw
@@ -41,14 +43,27 @@ class Layer:
 
 
 def layers(drift: Sequence[TensorDrift], most: int = _MOST) -> list[Layer]:
-    """Tensors grouped by their names, down to numbers, in the order of the model; coarser if there are too many."""
+    """Tensors grouped by their names, down to numbers, in the order of the model; coarser if there are too many.
+
+    Of more than ``most`` even so, those that moved least are one layer at the end.
+    """
     for depth in (2, 1):
         groups: dict[str, list[TensorDrift]] = {}
         for tensor in drift:
             groups.setdefault(_group(tensor.name, depth), []).append(tensor)
         if len(groups) <= most:
             break
-    return [_layer(name, members) for name, members in groups.items()]
+    return _capped([_layer(name, members) for name, members in groups.items()], groups, most)
+
+
+def _capped(found: list[Layer], groups: Mapping[str, Sequence[TensorDrift]], most: int) -> list[Layer]:
+    """The layers that moved most, in their order, and the rest as one."""
+    if len(found) <= most:
+        return found
+    order = sorted(range(len(found)), key=lambda k: (-np.nan_to_num(found[k].change), k))
+    own = sorted(order[: most - 1])
+    rest = [tensor for k in sorted(order[most - 1 :]) for tensor in groups[found[k].name]]
+    return [*(found[k] for k in own), _layer(f"{len(found) - len(own)} others, together", rest)]
 
 
 def _group(name: str, depth: int) -> str:

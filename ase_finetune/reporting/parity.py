@@ -11,13 +11,18 @@ import numpy as np
 
 from ase_finetune.reporting.axes import dots, heading
 from ase_finetune.reporting.figures import Chart, Drawing, Missing, Panel, draw
-from ase_finetune.reporting.measures import Array, is_nothing, set_errors
+from ase_finetune.reporting.markup import folded, table
+from ase_finetune.reporting.measures import Array, is_nothing, set_errors, structure_forces
 from ase_finetune.reporting.palette import LIGHT
 from ase_finetune.reporting.record import AFTER, BEFORE, LABEL, FrameRecord
-from ase_finetune.reporting.sets import anchor, color_of, is_target, long_name
+from ase_finetune.reporting.sets import anchor, color_of, is_target, long_name, remark
+from ase_finetune.reporting.tiles import digits, in_form
 
 # A mean error below this share of the labels' range is a straight line in a parity plot.
 _FLAT = 0.02
+
+# Structures that are named.
+_WORST = 5
 
 
 def parity(frames: FrameRecord) -> Chart | Missing:
@@ -40,25 +45,37 @@ def parity(frames: FrameRecord) -> Chart | Missing:
         )
     if not panels:
         return Missing(title, "there are no labels with finite predictions")
-    return Chart(f"parity-{anchor(frames)}", title, _caption(frames), panels)
+    return Chart(f"parity-{anchor(frames)}", title, _caption(frames), panels, _worst(frames))
 
 
 def _caption(frames: FrameRecord) -> str:
     text = (
         "Each dot is a force component or a structure; stronger ones are many. The closer to the line, the better. "
         "Where the errors are too small to be seen beside the range of the labels, their difference is shown instead. "
-        "Numbers are mean absolute errors. Energies are in the reference of the model."
+        "Numbers are mean absolute errors. "
     )
+    if frames.other_reference:
+        text += "Energies are as they are: the labels may be in another reference than the model."
+    else:
+        text += "Energies are in the reference of the model."
     if frames.own_labels:
         text += " The labels are predictions of the untouched model, which therefore lies on the line."
-    return text + sampled(frames)
+    return text + remark(frames)
 
 
-def sampled(frames: FrameRecord) -> str:
-    """What to say about a set of which only a sample was evaluated."""
-    if len(frames.counts) >= frames.available:
+def _worst(frames: FrameRecord) -> str:
+    """The structures with the largest force errors after training, by name."""
+    (before, numbers), (after, _) = (structure_forces(frames, when) for when in (BEFORE, AFTER))
+    known = np.flatnonzero(numbers)
+    if not is_target(frames) or not known.size:
         return ""
-    return f" A sample of {len(frames.counts)} of {frames.available} structures."
+    worst = known[np.argsort(-after[known] / numbers[known], kind="stable")][:_WORST]
+    rows = [
+        (frames.descriptions[k], *(digits(1e3 * float(sums[k] / numbers[k])) for sums in (before, after)))
+        for k in worst
+    ]
+    heads = ("structure", "force MAE before, meV/Å", "after")
+    return folded("The structures with the largest force errors", table(heads, rows, "wide"))
 
 
 def _panel(
@@ -77,7 +94,7 @@ def _panel(
     if flat:
         points = (points[0], 1e3 * (points[1] - points[0]), 1e3 * (points[2] - points[0]))
     own = frames.own_labels and is_nothing(maes[0])
-    texts = [f"before {maes[0]:.3g} {small_unit}", f"after {maes[1]:.3g} {small_unit}"]
+    texts = [f"before {digits(maes[0])} {small_unit}", f"after {digits(maes[1])} {small_unit}"]
     paint = functools.partial(
         _paint, title, unit, small_unit if flat else None, points, own, texts, LIGHT[color_of(frames)]
     )
@@ -142,12 +159,15 @@ def _padded(low: float, high: float, above: float = 0.05) -> tuple[float, float]
 
 
 def softening(sets: Sequence[FrameRecord]) -> Chart | Missing:
-    """Slopes of predicted on reference forces, before and after."""
+    """Slopes of predicted on reference forces, before and after, of sets with labels of a reference."""
     title = "Softening"
-    found = [(frames, set_errors(frames, BEFORE).slope, set_errors(frames, AFTER).slope) for frames in sets]
+    others = [frames for frames in sets if not frames.own_labels]
+    if sets and not others:
+        return Missing(title, "all labels are the untouched model's own")
+    found = [(frames, set_errors(frames, BEFORE).slope, set_errors(frames, AFTER).slope) for frames in others]
     found = [item for item in found if math.isfinite(item[1]) and math.isfinite(item[2])]
     if not found:
-        return Missing(title, "there are no force labels with finite predictions")
+        return Missing(title, "there are no force labels above 1 meV/Å with finite predictions")
 
     def paint(drawing: Drawing) -> None:
         ax = drawing.ax
@@ -155,7 +175,7 @@ def softening(sets: Sequence[FrameRecord]) -> Chart | Missing:
             ax.plot([before, after], [row, row], color=LIGHT["grid"], linewidth=3, zorder=2, solid_capstyle="round")
             ax.plot(before, row, "o", color=LIGHT["before"], markersize=7, zorder=3)
             ax.plot(after, row, "o", color=LIGHT[color_of(frames)], markersize=7, zorder=4)
-            text = f"{before:.3f} → {after:.3f}"
+            text = f"{in_form(before, '.3f')} → {in_form(after, '.3f')}"
             ax.annotate(
                 text, ((before + after) / 2, row), (0, 9), textcoords="offset points", ha="center", fontsize=9,
                 color=LIGHT["ink"],
@@ -170,10 +190,13 @@ def softening(sets: Sequence[FrameRecord]) -> Chart | Missing:
         ax.grid(visible=False, axis="y")
         ax.set_xlabel("slope of predicted on reference forces")
 
-    alt = "; ".join(f"{long_name(frames)} {before:.3f} before, {after:.3f} after" for frames, before, after in found)
+    alt = "; ".join(
+        f"{long_name(frames)} {in_form(before, '.3f')} before, {in_form(after, '.3f')} after"
+        for frames, before, after in found
+    )
     caption = (
         "Grey: before; coloured: after. 1 is right. Below 1 the potential is too soft: forces, phonon frequencies and "
-        "barriers come out too small."
+        "barriers come out too small. Sets whose labels the untouched model made are left out: theirs began at 1."
     )
     height = 1.0 + 0.5 * len(found)
     panel = draw(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ase_finetune.errors import CheckpointError
 from ase_finetune.files import read_sealed, write_sealed
+from ase_finetune.reporting.record_checks import FRAME_ARRAYS, check_content
 
 #: Name of the file in the folder of a run.
 RECORD_FILE = "record.safetensors"
@@ -51,6 +52,9 @@ class FrameRecord:
         (b, 6, 3) components in eV/Å³, Voigt order xx, yy, zz, yz, xz, xy.
     available
         Structures that the set has; the b ones here may be a sample of them.
+    other_reference
+        Whether the energies of the labels may be in another reference than the model's, so that their errors mean
+        something only after the best offsets per element.
     """
 
     name: str
@@ -62,6 +66,7 @@ class FrameRecord:
     forces: Array
     stress: Array
     available: int
+    other_reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ class RunRecord:
             "metadata": self.metadata,
             "history": self.history,
             "log": self.log,
-            "frames": [{name: getattr(item, name) for name in _PLAIN} for item in self.frames],
+            "frames": [_plain(item) for item in self.frames],
             "drift": [asdict(item) for item in self.drift],
             "pairs": None,
         }
@@ -199,25 +204,30 @@ class RunRecord:
         tensors, content = read_sealed(path, kind=_KIND)
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         try:
+            check_content(content, arrays)
             frames = [
-                FrameRecord(**(item | {name: arrays[f"frames {k} {name}"] for name in _ARRAYS}))
+                FrameRecord(**(item | {name: arrays[f"frames {k} {name}"] for name in FRAME_ARRAYS}))
                 for k, item in enumerate(content["frames"])
             ]
             drift = [TensorDrift(**item) for item in content["drift"]]
             pairs = content["pairs"] and _read_pairs(content["pairs"], arrays["gradient norms"])
             return cls(content["metadata"], content["history"], content["log"], frames, drift, pairs)
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} is not a record of a run: {error!r}") from error
+            raise CheckpointError(f"{path} is not a record of a run: {error}") from error
 
 
 _PLAIN = ("name", "own_labels", "descriptions", "available")
-_ARRAYS = ("numbers", "counts", "energy", "forces", "stress")
 _PLAIN_OF_PAIRS = ("descriptions", "before", "after", "shown")
 _STRUCTURES = ("targets", "ends_before", "ends_after")
 
 
 def _arrays(item: FrameRecord) -> list[tuple[str, NDArray[Any]]]:
-    return [(name, getattr(item, name)) for name in _ARRAYS]
+    return [(name, getattr(item, name)) for name in FRAME_ARRAYS]
+
+
+def _plain(item: FrameRecord) -> dict[str, Any]:
+    found = {name: getattr(item, name) for name in _PLAIN}
+    return found | ({"other_reference": True} if item.other_reference else {})
 
 
 def _to_plain(atoms: Atoms) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,44 @@ def outcome(errors: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found | {"failed": float(_lost(errors)), "total": float(len(errors))}
 
 
+@dataclass(frozen=True)
+class Comparable:
+    """The same pairs before and after, so that medians over them can be compared.
+
+    Attributes
+    ----------
+    which
+        Which ones, in words: in the right minimum before and after; without any, all that did not fail.
+    before, after
+        Their errors.
+    right_before, right_after
+        How many of all pairs end in the right minimum.
+    """
+
+    which: str
+    before: list[Mapping[str, Any]]
+    after: list[Mapping[str, Any]]
+    right_before: int
+    right_after: int
+
+    def values(self, name: str) -> tuple[Array, Array]:
+        """A measure of the pairs that have it before and after."""
+        before, after = np.abs(values(self.before, name)), np.abs(values(self.after, name))
+        known = np.isfinite(before) & np.isfinite(after)
+        return before[known], after[known]
+
+
+def comparable(pairs: PairRecord) -> Comparable:
+    """Pairs whose ends before and after can be compared."""
+    both = [
+        (b, a) for b, a in zip(pairs.before, pairs.after, strict=True) if not (b.get("failure") or a.get("failure"))
+    ]
+    right = [(b, a) for b, a in both if b.get("right_basin") and a.get("right_basin")]
+    chosen, which = (right, "in the right minimum before and after") if right else (both, "that did not fail")
+    counts = [int(outcome(errors)["right_basin"]) for errors in (pairs.before, pairs.after)]
+    return Comparable(which, [b for b, _ in chosen], [a for _, a in chosen], *counts)
+
+
 _COUNTS = (
     ("steps", "steps to convergence, median"),
     ("right_basin", "in the right minimum"),
@@ -191,6 +230,7 @@ def _summary_table(pairs: PairRecord) -> str:
     rows = [(name, f"median {title}, in the right minimum", ".3g") for name, title in _MEDIANS]
     rows += [(f"all_{name}", f"median {title}, all that did not fail", ".3g") for name, title in _MEDIANS]
     rows += [(name, title, ".0f") for name, title in _COUNTS]
+    # Each column is over its own pairs; the tiles are over the same ones.
     lines = "".join(
         f"<tr><th scope=row>{title}<td>{formatted(before[name], form)}<td>{formatted(after[name], form)}</tr>"
         for name, title, form in rows

@@ -12,13 +12,14 @@ from ase_finetune.reporting import page
 from ase_finetune.reporting.elements import periodic_table
 from ase_finetune.reporting.figures import Chart, Missing, own_style
 from ase_finetune.reporting.learning import cost, learning_curves, penalty, skipped
-from ase_finetune.reporting.markup import text
+from ase_finetune.reporting.markup import folded, table, text
 from ase_finetune.reporting.measures import set_errors
 from ase_finetune.reporting.parameters import drift
 from ase_finetune.reporting.parity import parity, softening
 from ase_finetune.reporting.record import AFTER, BEFORE, FrameRecord, RunRecord
 from ase_finetune.reporting.relaxations import relaxation_charts
-from ase_finetune.reporting.sets import kept, long_name, target
+from ase_finetune.reporting.sets import kept, long_name, target, trained_on
+from ase_finetune.reporting.tiles import in_form
 from ase_finetune.reporting.verdict import judge
 
 Charts = list[Chart | Missing]
@@ -27,7 +28,7 @@ Charts = list[Chart | Missing]
 METHODS = {"reewc": "reEWC", "ewc": "EWC", "bptt": "BPTT", "naive": "the new data alone", "replay": "replay"}
 
 
-def write_report(record: RunRecord, folder: Path, *, defaults: Mapping[str, Any] | None = None) -> Path:
+def write_report(record: RunRecord, output: Path, *, defaults: Mapping[str, Any] | None = None) -> Path:
     """Write ``report.html`` and the pictures in ``report/``.
 
     The page is one file that needs neither network nor scripts, in light and dark, for desktop, phone and print.
@@ -36,8 +37,9 @@ def write_report(record: RunRecord, folder: Path, *, defaults: Mapping[str, Any]
     ----------
     record
         The run.
-    folder
-        It is made if need be; an earlier report there is replaced.
+    output
+        A folder, for ``report.html`` and ``report/``; or a file that ends in ``.html``, with the pictures in a folder
+        of its name. It is made if need be; an earlier report there is replaced.
     defaults
         Options as they are when nothing is asked for; only those that differ are then shown unfolded.
 
@@ -50,7 +52,7 @@ def write_report(record: RunRecord, folder: Path, *, defaults: Mapping[str, Any]
     OutputError
         If a file cannot be written.
     """
-    folder = Path(folder)
+    path = page.path_of(Path(output), "report.html")
     record = _with_own_names(record)
     with own_style():
         parts = _charts(record)
@@ -61,8 +63,7 @@ def write_report(record: RunRecord, folder: Path, *, defaults: Mapping[str, Any]
     content = page.page(
         title(record), _lead(record), sections, f"Written by ase_finetune {versions.get('ase_finetune', '')}".strip()
     )
-    path = folder / "report.html"
-    page.write(path, content, [item for _, _, items in parts for item in items], folder / "report")
+    page.write(path, content, [item for _, _, items in parts for item in items], path.with_suffix(""))
     return path
 
 
@@ -79,19 +80,20 @@ def method(record: RunRecord) -> str:
 
 def _with_own_names(record: RunRecord) -> RunRecord:
     """Sets of equal names are numbered."""
-    seen: dict[str, int] = {}
+    taken: set[str] = set()
     frames = []
     for item in record.frames:
-        seen[item.name] = seen.get(item.name, 0) + 1
-        again = seen[item.name] > 1
-        frames.append(dataclasses.replace(item, name=f"{item.name} ({seen[item.name]})") if again else item)
+        names = (item.name, *(f"{item.name} ({k})" for k in range(2, len(record.frames) + 2)))
+        name = next(name for name in names if name not in taken)
+        taken.add(name)
+        frames.append(dataclasses.replace(item, name=name))
     return dataclasses.replace(record, frames=frames)
 
 
 def _charts(record: RunRecord) -> list[tuple[str, str, Charts]]:
     """Anchor, heading and charts of each section."""
     aim, old = target(record), kept(record)
-    sets = [*([aim] if aim else []), *old]
+    sets = [*([aim] if aim else []), *trained_on(record), *old]
     if aim is None and record.pairs is None:
         absent: Charts = [Missing("Parity and elements of the target", "there was no validation set")]
     else:
@@ -134,21 +136,17 @@ def _errors_table(record: RunRecord) -> str:
         for key, measure, form in _MEASURES:
             was, now = getattr(before, key), getattr(after, key)
             if math.isfinite(was) or math.isfinite(now):
-                rows.append((name, measure, _form(was, form), _form(now, form), _form(now - was, f"+{form}")))
+                rows.append((name, measure, in_form(was, form), in_form(now, form), in_form(now - was, f"+{form}")))
     if not rows:
         return ""
-    table = page.table(("set", "measure", "before", "after", "change"), rows, "wide")
-    return page.folded("All errors, before and after", f"{table}<p><small>{text(_ERRORS_NOTE)}</small></p>")
+    content = table(("set", "measure", "before", "after", "change"), rows, "wide")
+    return folded("All errors, before and after", f"{content}<p><small>{text(_ERRORS_NOTE)}</small></p>")
 
 
 _ERRORS_NOTE = (
     "Mean absolute errors; of forces and stress, of their components. After the best offsets: one constant per element "
     "is fitted to the errors of the set, before and after each for itself, as another code may differ by."
 )
-
-
-def _form(value: float, form: str) -> str:
-    return format(value, form) if math.isfinite(value) else "–"
 
 
 def _lead(record: RunRecord) -> str:
@@ -182,11 +180,11 @@ def _run_section(record: RunRecord, defaults: Mapping[str, Any]) -> str:
         content += "<h3>Options that differ from the defaults</h3>"
         content += page.pairs_table(changed) if changed else "<p>None.</p>"
     if config:
-        content += page.folded("All options", page.pairs_table(config))
+        content += folded("All options", page.pairs_table(config))
     if metadata.get("versions"):
-        content += page.folded("Versions", page.pairs_table(metadata["versions"]))
+        content += folded("Versions", page.pairs_table(metadata["versions"]))
     if record.log:
-        content += page.folded("Log", f"<pre>{text(chr(10).join(map(str, record.log)))}</pre>")
+        content += folded("Log", f"<pre>{text(chr(10).join(map(str, record.log)))}</pre>")
     return content
 
 
@@ -198,8 +196,7 @@ def _offsets(metadata: Mapping[str, Any]) -> str:
     ):
         if metadata.get(key):
             rows = [(symbol, f"{float(value):+.4f}") for symbol, value in metadata[key].items()]
-            table = page.table(("element", "eV/atom"), rows)
-            return f"<h3>Reference energies</h3><p>{text(words)}</p>{table}"
+            return f"<h3>Reference energies</h3><p>{text(words)}</p>{table(('element', 'eV/atom'), rows)}"
     return ""
 
 

@@ -9,11 +9,20 @@ from ase_finetune.reporting.record import FrameRecord, RunRecord
 
 TARGET = "valid"
 REPLAY = "replay"
+TRAIN = "train"
+
+#: Names of the sets of a run, which others cannot have.
+RESERVED = (TARGET, REPLAY, TRAIN)
 
 
 def is_target(frames: FrameRecord) -> bool:
-    """Whether it is what was trained for; other sets show what was kept."""
+    """Whether it is held-out data of what was trained for."""
     return frames.name == TARGET
+
+
+def is_trained_on(frames: FrameRecord) -> bool:
+    """Whether these are the training frames, which tell nothing about new ones."""
+    return frames.name == TRAIN
 
 
 def target(record: RunRecord) -> FrameRecord | None:
@@ -21,9 +30,15 @@ def target(record: RunRecord) -> FrameRecord | None:
     return next((frames for frames in record.frames if is_target(frames) and len(frames.counts)), None)
 
 
+def trained_on(record: RunRecord) -> list[FrameRecord]:
+    """The training frames, where a run without validation kept them."""
+    return [frames for frames in record.frames if is_trained_on(frames) and len(frames.counts)]
+
+
 def kept(record: RunRecord) -> list[FrameRecord]:
     """The sets that show what was kept or forgotten."""
-    return [frames for frames in record.frames if not is_target(frames) and len(frames.counts)]
+    others = (frames for frames in record.frames if not is_target(frames) and not is_trained_on(frames))
+    return [frames for frames in others if len(frames.counts)]
 
 
 def long_name(frames: FrameRecord) -> str:
@@ -32,6 +47,8 @@ def long_name(frames: FrameRecord) -> str:
         return "target (validation)"
     if frames.name == REPLAY:
         return "old structures (replay)"
+    if is_trained_on(frames):
+        return "frames trained on"
     return frames.name
 
 
@@ -43,7 +60,15 @@ def at_the_start(frames: FrameRecord) -> str:
 
 def color_of(frames: FrameRecord) -> str:
     """In charts."""
-    return "target" if is_target(frames) else "kept"
+    return "target" if is_target(frames) else "third" if is_trained_on(frames) else "kept"
+
+
+def remark(frames: FrameRecord) -> str:
+    """What captions add about a set: its role, and whether it is a sample."""
+    role = " These are frames trained on: this says nothing about new ones." if is_trained_on(frames) else ""
+    if len(frames.counts) >= frames.available:
+        return role
+    return f"{role} A sample of {len(frames.counts)} of {frames.available} structures."
 
 
 def anchor(frames: FrameRecord) -> str:

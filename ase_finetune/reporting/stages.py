@@ -27,7 +27,8 @@ class Stage:
     rows
         Its part of the history.
     before, after
-        Errors of the untouched model and of the best weights, by set and measure.
+        Errors at the beginning (of the untouched model, or of the result of the stage before) and of the best
+        weights, by set and measure.
     best_epoch
         0 if no epoch was better than the beginning; ``None`` if the stage did not end.
     planned
@@ -65,8 +66,14 @@ class Stage:
 def stages(record: RunRecord) -> list[Stage]:
     """The stages of a run in their order; those without a single epoch, too, if their errors are known."""
     concluded = {str(item.get("stage")): item for item in record.metadata.get("stages") or []}
-    names = list(dict.fromkeys([*concluded, *(str(row.get("stage", "frames")) for row in record.history)]))
+    names = list(dict.fromkeys([*concluded, *(_name(row) for row in record.history)]))
     return [_stage(record, name, concluded.get(name, {})) for name in names]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """The stage of a row; the usual one where it is not told."""
+    name = row.get("stage")
+    return name if isinstance(name, str) else "frames"
 
 
 def _stage(record: RunRecord, name: str, concluded: Mapping[str, Any]) -> Stage:
@@ -75,7 +82,7 @@ def _stage(record: RunRecord, name: str, concluded: Mapping[str, Any]) -> Stage:
     best, planned = concluded.get("best_epoch"), options.get("epochs")
     return Stage(
         name=name,
-        rows=[row for row in record.history if str(row.get("stage", "frames")) == name],
+        rows=[row for row in record.history if _name(row) == name],
         before=concluded.get("before") or {},
         after=concluded.get("after") or {},
         best_epoch=None if best is None else int(best),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from ase_finetune.reporting.measures import (
     SetErrors,
     column,
+    dominant,
     is_nothing,
     not_finite,
     set_errors,
@@ -17,8 +19,20 @@ from ase_finetune.reporting.measures import (
 )
 from ase_finetune.reporting.record import AFTER, BEFORE, FrameRecord, PairRecord, RunRecord
 from ase_finetune.reporting.relaxations import outcome
-from ase_finetune.reporting.sets import at_the_start, kept, long_name, target
+from ase_finetune.reporting.sets import at_the_start, is_trained_on, kept, long_name, target, trained_on
 from ase_finetune.reporting.stages import Stage, stages
+from ase_finetune.reporting.tiles import (
+    TRAINED_ON,
+    Tile,
+    digits,
+    energy_change,
+    energy_name,
+    force_change,
+    frame_tiles,
+    in_form,
+    moved,
+    pair_tiles,
+)
 
 # Fewer structures than that do not decide much.
 _FEW = 10
@@ -26,26 +40,8 @@ _FEW = 10
 # meV/atom
 _NO_DRIFT = 1e-2
 
-# Changes by less (per cent) are none.
-_NO_CHANGE = 1.0
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A number to be seen first.
-
-    Attributes
-    ----------
-    title, text, note
-        What it is, the number, and its change.
-    tone
-        ``"better"``, ``"worse"`` or ``""``.
-    """
-
-    title: str
-    text: str
-    note: str
-    tone: str
+# A validation loss that fell by this share in the last epoch may fall further.
+_STILL_FALLING = 0.03
 
 
 @dataclass
@@ -79,8 +75,10 @@ def judge(record: RunRecord) -> Verdict:
         verdict.warnings.append(
             "There was no validation set: what was gained cannot be told, and the weights of the last epoch were kept."
         )
-    for frames in kept(record):
+    for frames in [*trained_on(record), *kept(record)]:
         _frames(verdict, frames)
+    if record.metadata.get("shifted_by"):
+        verdict.sentences.append('The errors "before" are those of the model with the shifted reference energies.')
     if not kept(record):
         verdict.warnings.append("No old structures were watched: what was forgotten cannot be told.")
     for stage in stages(record):
@@ -89,86 +87,56 @@ def judge(record: RunRecord) -> Verdict:
     return verdict
 
 
-def percent(before: float, after: float) -> float:
-    """Change in per cent; NaN from nothing."""
-    return 100 * (after / before - 1) if before > 0 else math.nan
-
-
 def _frames(verdict: Verdict, frames: FrameRecord) -> None:
+    verdict.tiles += frame_tiles(frames)
     before, after = set_errors(frames, BEFORE), set_errors(frames, AFTER)
-    name = long_name(frames)
-    for title, unit, was, now in (
-        ("force error", "meV/Å", before.forces, after.forces),
-        ("energy error", "meV/atom", before.energy, after.energy),
-    ):
-        if math.isfinite(now):
-            verdict.tiles.append(_tile(f"{name}: {title}", unit, was, now, frames.own_labels))
     sentence = _drift(frames, after) if frames.own_labels and is_nothing(before.forces) else _change(frames)
     if sentence:
         verdict.sentences.append(sentence)
+    verdict.warnings += _warnings(frames)
+
+
+def _warnings(frames: FrameRecord) -> list[str]:
+    """What to bear in mind about a set."""
+    name, found = long_name(frames), []
     if len(frames.counts) < _FEW:
         many = "1 structure" if len(frames.counts) == 1 else f"{len(frames.counts)} structures"
-        verdict.warnings.append(f"The set {name} has only {many}: its numbers are uncertain.")
-    lost = not_finite(frames)
-    if lost:
-        verdict.warnings.append(
-            f"Predictions after training are not finite for {lost} of {len(frames.counts)} structures of the set "
-            f"{name}; they are left out of its errors."
+        found.append(f"The set {name} has only {many}: its numbers are uncertain.")
+    for when, words in ((AFTER, "after"), (BEFORE, "before")):
+        lost = not_finite(frames, when)
+        if lost:
+            found.append(
+                f"Predictions {words} training are not finite for {lost} of {len(frames.counts)} structures of the set "
+                f"{name}; they are left out of its errors before and after."
+            )
+    most = dominant(frames)
+    if most is not None:
+        found.append(
+            f"One structure makes more than half of the {most[1]} error of the set {name}: "
+            f"{frames.descriptions[most[0]]}. Look at it and at its labels."
         )
-
-
-def _tile(title: str, unit: str, was: float, now: float, own_labels: bool) -> Tile:
-    if own_labels or not math.isfinite(was):
-        small = is_nothing(now)
-        note = "as the pretrained model" if small else "away from the pretrained model"
-        return Tile(title, f"{digits(now)} {unit}", note if own_labels else "", "")
-    change = percent(was, now)
-    if not math.isfinite(change):
-        return Tile(title, f"{digits(was)} → {digits(now)} {unit}", "", "worse" if now > was else "")
-    return Tile(title, f"{digits(was)} → {digits(now)} {unit}", *_change_note(change))
-
-
-def _change_note(change: float) -> tuple[str, str]:
-    """What to say about a change in per cent, and its tone."""
-    if not math.isfinite(change):
-        return "", ""
-    if abs(change) < _NO_CHANGE:
-        return "unchanged", ""
-    return f"{change:+.0f}\N{NO-BREAK SPACE}%".replace("-", "−"), "better" if change < 0 else "worse"
-
-
-def digits(value: float) -> str:
-    """Three significant digits of an error, none of them for show."""
-    if math.isnan(value):
-        return "–"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-def _moved(was: float, now: float, unit: str) -> str:
-    change = percent(was, now)
-    if not math.isfinite(change):
-        return f"is {digits(now)} {unit}"
-    if abs(change) < _NO_CHANGE:
-        return f"stayed at {digits(now)} {unit}"
-    return f"{'fell' if change < 0 else 'rose'} from {digits(was)} to {digits(now)} {unit}"
+    return found
 
 
 def _change(frames: FrameRecord) -> str:
     before, after = set_errors(frames, BEFORE), set_errors(frames, AFTER)
+    forces, energy = force_change(frames), energy_change(frames)
     parts = []
-    if math.isfinite(after.forces):
-        parts.append(f"the mean absolute force error {_moved(before.forces, after.forces, 'meV/Å')}")
-    if math.isfinite(after.energy):
-        parts.append(f"the energy error {_moved(before.energy, after.energy, 'meV/atom')}{_offset(before, after)}")
+    if math.isfinite(forces.now):
+        parts.append(f"the mean absolute force error {moved(forces, 'meV/Å')}")
+    if math.isfinite(energy.now):
+        offset = "" if frames.other_reference else _offset(before, after)
+        parts.append(f"the {energy_name(frames)} {moved(energy, 'meV/atom')}{offset}")
     if not parts:
         return ""
-    improved, known = structures_that_improved(frames)
-    what = "force" if math.isfinite(after.forces) else "energy"
+    improved, known, what = structures_that_improved(frames)
     count = f"; the {what} errors of {improved} of {known} structures became smaller" if known else ""
     slope = ""
     if math.isfinite(before.slope) and math.isfinite(after.slope):
         slope = f" {_slope(before.slope, after.slope)}"
-    return f"{at_the_start(frames)}: {' and '.join(parts)}{count}.{slope}"
+    role = f" These are {TRAINED_ON}." if is_trained_on(frames) else ""
+    words = f"{at_the_start(frames)}: {' and '.join(parts)}{count}".removesuffix(",").replace(",;", ";")
+    return f"{words}.{slope}{role}"
 
 
 def _offset(before: SetErrors, after: SetErrors) -> str:
@@ -181,7 +149,11 @@ def _offset(before: SetErrors, after: SetErrors) -> str:
 def _slope(before: float, after: float) -> str:
     def words(slope: float) -> str:
         off = 100 * (slope - 1)
-        return "right" if abs(off) < 0.5 else f"{abs(off):.0f}\N{NO-BREAK SPACE}% too {'soft' if off < 0 else 'stiff'}"
+        return (
+            "right"
+            if abs(off) < 0.5
+            else f"{in_form(abs(off), '.0f')}\N{NO-BREAK SPACE}% too {'soft' if off < 0 else 'stiff'}"
+        )
 
     if words(before) == words(after):
         return f"Its forces are {words(after)} on the whole, as before."
@@ -206,12 +178,7 @@ def _drift(frames: FrameRecord, after: SetErrors) -> str:
 
 def _pairs(verdict: Verdict, pairs: PairRecord) -> None:
     before, after = outcome(pairs.before), outcome(pairs.after)
-    for name, title, unit in (("delta_q", "Delta Q", "Å √amu"), ("rmsd", "RMSD", "Å"), ("strain", "cell strain", "")):
-        if not math.isfinite(after[name]):
-            continue
-        change = percent(before[name], after[name])
-        text = f"{before[name]:.3g} → {after[name]:.3g} {unit}".rstrip()
-        verdict.tiles.append(Tile(f"relaxations in the right minimum: median {title}", text, *_change_note(change)))
+    verdict.tiles += pair_tiles(pairs)
     closer = sum(_smaller(was, now) for was, now in zip(pairs.before, pairs.after, strict=True))
     verdict.sentences.append(
         f"Relaxations: of {after['total']:.0f} validation pairs, {closer} end closer to the reference "
@@ -226,7 +193,7 @@ def _pairs(verdict: Verdict, pairs: PairRecord) -> None:
         verdict.warnings.append(f"There are only {after['total']:.0f} validation pairs: their numbers are uncertain.")
 
 
-def _smaller(was: dict[str, object], now: dict[str, object]) -> bool:
+def _smaller(was: Mapping[str, object], now: Mapping[str, object]) -> bool:
     before, after = was.get("delta_q"), now.get("delta_q")
     return isinstance(before, float) and isinstance(after, float) and after < before
 
@@ -242,11 +209,19 @@ def _training_notes(stage: Stage) -> list[str]:
             f"Training on {stage.title}: no epoch was better than the model it began with, whose weights were kept: "
             "nothing was gained by it. Perhaps the learning rate, the penalty or the weight of replay is too large."
         ]
-    judged = any(math.isfinite(value) for value in stage.curve("valid", "loss"))
-    if judged and stage.best_epoch >= int(column(stage.rows, "epoch").max()):
+    if _falls(stage) and stage.best_epoch >= int(column(stage.rows, "epoch").max()):
         early = f" ({done} of {stage.planned} epochs were run)" if stage.planned and done < stage.planned else ""
-        return [f"Training on {stage.title}: the last epoch was the best{early}; more epochs may help."]
+        return [
+            f"Training on {stage.title}: the last epoch was the best{early}, and the validation loss still fell; "
+            "more epochs may help."
+        ]
     return []
+
+
+def _falls(stage: Stage) -> bool:
+    """Whether the validation loss still fell clearly in the last epoch."""
+    losses = stage.curve("valid", "loss")
+    return len(losses) > 1 and losses[-1] < (1 - _STILL_FALLING) * losses[-2]
 
 
 def _skipped_notes(record: RunRecord) -> list[str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from ase.io import read, write
 
 from ase_finetune import FinetunedCalculator, finetune
 from ase_finetune.analysis import compare_runs, report_run
-from ase_finetune.analysis.reports import MOST_STRUCTURES, further_record, read_record
+from ase_finetune.analysis.reports import MOST_STRUCTURES, further_record, in_reference, read_record
 from ase_finetune.data import read_frames
 from ase_finetune.errors import CheckpointError, InputError
 from ase_finetune.potentials import save_potential
@@ -62,6 +63,50 @@ def test_further_sets_are_evaluated(folder, tmp_path):
     assert f"from {maes[0]:.1f} to {maes[1]:.1f} meV/Å" in page.text
     # The record stays that of the run.
     assert "oxide.extxyz" not in [frames.name for frames in read_record(folder / "naive").frames]
+
+
+def errors_of(page, name):
+    """What the table of all errors says about a set."""
+    return re.findall(rf"{re.escape(name)}, \d+ structures (energy MAE|force MAE), \S+ (\S+) (\S+)", page.text)
+
+
+@pytest.mark.parametrize("reference", ["align", "shift"])
+def test_the_validation_frames_as_a_file_say_the_same(reference, folder, tmp_path):
+    train, valid = (morse.labelled(morse.silicon(count, seed)) for count, seed in ((8, 1), (4, 2)))
+    options = OPTIONS | {"epochs": 1, "method": "naive", "replay": morse.oxide(8, 3), "verbose": False}
+    finetune(folder / "base", train, valid, output=tmp_path / "run", reference=reference, **options)
+    write(tmp_path / "valid", valid, format="extxyz")
+    write(tmp_path / "test.extxyz", valid)
+    files = [tmp_path / "valid", tmp_path / "test.extxyz"]
+    page = Page(report_run(tmp_path / "run", frames=files, output=tmp_path / "new.html", device="cpu"))
+    check(page)
+    own = errors_of(page, "target (validation)")
+    assert [name for name, *_ in own] == ["energy MAE", "force MAE"]
+    assert errors_of(page, "valid (file)") == errors_of(page, "test.extxyz") == own
+    record = read_record(tmp_path / "run")
+    (key,) = {"reference_offsets", "shifted_by"} & set(record.metadata)
+    assert abs(record.metadata[key]["Si"]) > 0.05
+    calculators = [FinetunedCalculator(path, device="cpu") for path in (folder / "base", tmp_path / "run" / "model")]
+    further = further_record(read_frames(valid, name="v"), *(calculator.potential for calculator in calculators))
+    np.testing.assert_allclose(in_reference(further, record.metadata).energy, record.frames[0].energy, atol=2e-4)
+
+
+def test_elements_without_offsets_are_judged_after_the_best_ones():
+    structures = morse.oxide(6, 1)
+    record = further_record(read_frames(morse.labelled(structures)), morse.pretrained(), morse.truth())
+    silicon, oxygen = (np.array([(atoms.symbols == symbol).sum() for atoms in structures]) for symbol in ("Si", "O"))
+    for metadata in ({}, {"reference_offsets": {"Si": 0.2}}):
+        found = in_reference(record, metadata)
+        assert found.other_reference
+        np.testing.assert_array_equal(found.energy, record.energy)
+    found = in_reference(record, {"reference_offsets": {"Si": 0.2, "O": -0.1}})
+    assert not found.other_reference
+    np.testing.assert_allclose(found.energy[:, 0], record.energy[:, 0] - 0.2 * silicon + 0.1 * oxygen)
+    np.testing.assert_array_equal(found.energy[:, 1:], record.energy[:, 1:])
+    found = in_reference(record, {"shifted_by": {"Si": 0.2}})
+    assert found.other_reference
+    np.testing.assert_allclose(found.energy[:, 1], record.energy[:, 1] + 0.2 * silicon)
+    np.testing.assert_array_equal(found.energy[:, [0, 2]], record.energy[:, [0, 2]])
 
 
 def test_a_further_set_by_hand():

@@ -10,8 +10,9 @@ from ase.build import bulk, molecule
 from ase_finetune.reporting import TensorDrift
 from ase_finetune.reporting.elements import periodic_table, places
 from ase_finetune.reporting.figures import Chart, Missing, own_style
+from ase_finetune.reporting.learning import learning_curves
 from ase_finetune.reporting.parameters import drift, layers
-from ase_finetune.reporting.parity import parity
+from ase_finetune.reporting.parity import parity, softening
 from ase_finetune.reporting.record import AFTER, BEFORE
 from ase_finetune.reporting.relaxations import gradient_norms, outcome
 from ase_finetune.reporting.stages import stages
@@ -83,6 +84,14 @@ def test_too_many_layers_are_drawn_coarser():
     many = [tensor(f"block.{k}.weight", change=0.1) for k in range(100)] + [tensor("head.0.weight")]
     assert [layer.name for layer in layers(many)] == ["block", "head"]
     assert len(layers(many, most=200)) == 101
+
+
+def test_names_without_structure_are_capped():
+    tensors = [tensor(f"layer{k}", change=0.1 * (k + 1), stiffness=0.01) for k in range(60)]
+    found = layers(tensors, most=10)
+    assert [layer.name for layer in found] == [*(f"layer{k}" for k in range(51, 60)), "51 others, together"]
+    assert (found[-1].size, found[-1].stiffness) == (51, pytest.approx(0.51))
+    assert found[-1].change == pytest.approx(math.sqrt(np.mean([(0.1 * (k + 1)) ** 2 for k in range(51)])))
 
 
 def test_without_a_penalty_there_is_no_fisher_information():
@@ -162,3 +171,31 @@ def test_stages_begin_with_the_untouched_model():
     curve = second.curve("valid", "strain_median")
     assert curve[0] == 0.09
     np.testing.assert_array_equal(curve[1:], [row["valid_strain_median"] for row in second.rows])
+
+
+def test_later_stages_begin_with_the_stage_before():
+    first, second = learning_curves(records.relaxation_run())
+    assert "epoch 0 is the untouched model" in first.caption
+    assert "epoch 0 is the result of the stage before" in second.caption
+
+
+def test_softening_needs_labels_of_a_reference():
+    aim, own = records.frame_record(), records.frame_record("replay", 4, 5, own_labels=True)
+    chart = softening([aim, own])
+    assert "replay" not in chart.panels[0].alt
+    assert softening([own]).reason == "all labels are the untouched model's own"
+    isolated = dataclasses.replace(aim, forces=1e-5 * aim.forces)
+    assert isinstance(softening([isolated]), Missing)
+
+
+def test_the_worst_structures_are_named():
+    frames = records.frame_record(structures=12, atoms=5)
+    for k, size in ((7, 4.0), (3, 2.0)):
+        frames.forces[5 * k : 5 * k + 5, :, AFTER] += size
+    body = parity(frames).body
+    assert body.startswith("<details>")
+    assert body.count("<tr>") == 1 + 5
+    assert body.index("frame 7 of valid (some.extxyz)") < body.index("frame 3 of valid (some.extxyz)")
+    errors = 1e3 * np.abs(frames.forces[35:40, :, 1:] - frames.forces[35:40, :, :1]).mean(axis=(0, 1))
+    assert f"<td>{errors[0]:.1f}</td><td>{errors[1]:.0f}</td>" in body
+    assert not parity(records.frame_record("other.extxyz")).body

@@ -117,6 +117,25 @@ def test_other_old_structures_are_refused(tmp_path):
         write_comparison({"a": run(), "b": other}, tmp_path)
 
 
+def test_other_old_structures_of_the_same_atoms_are_refused(tmp_path):
+    other = run()
+    other.frames[1].forces[..., 0] += 0.5
+    with pytest.raises(InputError, match="'a', 'b' did not watch the same old structures"):
+        write_comparison({"a": run(), "b": other}, tmp_path)
+
+
+@pytest.mark.parametrize("position", [0, 1], ids=["target", "old structures"])
+def test_energies_in_other_references_are_left_out(position, tmp_path):
+    other = run(after=0.1)
+    frames = other.frames[position]
+    frames.energy[...] += 0.3 * frames.counts[:, None]
+    page = Page(write_comparison({"a": run(), "b": other}, tmp_path))
+    check(page)
+    assert [file.stem for file in (tmp_path / "comparison").iterdir()] == ["pareto-replay-forces"]
+    assert "Energies are left out: the runs have their labels in different references" in page.text
+    assert "run method target: forces old structures (replay): forces epochs" in page.text
+
+
 def test_one_run_is_no_comparison(tmp_path):
     with pytest.raises(InputError, match="two runs at least, got 1"):
         write_comparison({"a": run()}, tmp_path)

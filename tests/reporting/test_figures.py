@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import io
 import re
 
 import matplotlib
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 from ase.data.colors import jmol_colors
 from matplotlib.colors import to_hex
+from PIL import Image
 
 from ase_finetune.reporting.axes import dots, heading, legend, log_axis, plain
 from ase_finetune.reporting.figures import SIZE, draw, own_style
@@ -134,6 +137,29 @@ def test_dots_without_length_are_drawn():
     with own_style():
         svg = draw("dots", "", paint_dots).svg
     assert max(path.count("h0") for path in re.findall(r'd="([^"]*)"', svg)) > 120
+
+
+def blue_pixels(png: bytes) -> int:
+    """Those that are neither white nor grey; dots are transparent."""
+    picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+    return int((picture[..., 2] - picture[..., 0] > 40).sum())
+
+
+@pytest.mark.parametrize("count", [5, 80, 2000])
+def test_dots_are_in_the_file_too(count):
+    """Agg draws no line without a length, and snaps short ones to none."""
+
+    def paint_dots(drawing):
+        drawing.ax.set_xlim(0, 1)
+        drawing.ax.set_ylim(0, 1)
+        x = np.linspace(0.05, 0.95, count)
+        dots(drawing.ax, x, x**2, LIGHT["target"], size=4.0)
+
+    with own_style():
+        panels = [draw("dots", "", paint_dots), draw("dots", "", paint_dots, as_image=True)]
+    embedded = base64.b64decode(panels[1].svg.split("base64,")[1].split('"')[0])
+    for png in (panels[0].png, embedded):
+        assert blue_pixels(png) > min(30 * count, 2000)
 
 
 def test_what_is_too_large_is_a_picture():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 from ase_finetune.reporting import live
@@ -69,6 +70,12 @@ def test_long_runs_show_the_last_epochs():
     html = live.live_html(rows(100))
     assert html.count("<tr>") == 1 + 8
     assert "<td>99</td>" in html
+
+
+def test_settings_of_others_do_not_matter():
+    html = live.live_html(rows(4))
+    with matplotlib.rc_context({"font.size": 31, "lines.linewidth": 9, "text.color": "red"}):
+        assert live.live_html(rows(4)) == html
 
 
 def test_nothing_yet():

@@ -9,7 +9,10 @@ from ase import units
 
 from ase_finetune.reporting.measures import (
     column,
+    dominant,
     element_errors,
+    judged_energies,
+    lost,
     not_finite,
     number,
     set_errors,
@@ -61,12 +64,16 @@ def test_element_errors_by_hand():
 
 
 def test_a_structure_is_better_when_its_force_errors_are_smaller():
-    assert structures_that_improved(two_structures()) == (1, 2)  # 0.4 to 0.1 and 0.8 to 0.9 eV/Å
+    assert structures_that_improved(two_structures()) == (1, 2, "force")  # 0.4 to 0.1 and 0.8 to 0.9 eV/Å
 
 
 def test_without_forces_the_energies_decide():
     frames = two_structures()
-    assert structures_that_improved(dataclasses.replace(frames, forces=np.full((4, 3, 3), math.nan))) == (2, 2)
+    assert structures_that_improved(dataclasses.replace(frames, forces=np.full((4, 3, 3), math.nan))) == (
+        2,
+        2,
+        "energy",
+    )
 
 
 def test_aligned_energies_lose_an_offset_per_element():
@@ -109,3 +116,51 @@ def test_what_is_no_number_is_nan(value):
 def test_columns_keep_their_place():
     rows = [{"a": 1}, {}, {"a": None}, {"a": "2.5"}]
     np.testing.assert_array_equal(column(rows, "a"), [1, math.nan, math.nan, 2.5])
+
+
+def test_lost_predictions_are_left_out_before_too():
+    frames = two_structures()
+    frames.forces[2:, :, AFTER] = math.nan
+    frames.energy[1, AFTER] = math.inf
+    assert set_errors(frames, BEFORE).forces == pytest.approx(1e3 * 0.4 / 6)
+    assert set_errors(frames, AFTER).forces == pytest.approx(1e3 * 0.1 / 6)
+    assert set_errors(frames, BEFORE).energy == pytest.approx(100)
+    assert (lost(frames, "forces"), lost(frames, "energy"), not_finite(frames, BEFORE)) == (True, True, 0)
+    assert not lost(two_structures(), "forces")
+
+
+def test_forces_of_nothing_have_no_slope():
+    frames = two_structures()
+    frames.forces[...] *= 1e-4
+    assert math.isnan(set_errors(frames, AFTER).slope)
+
+
+def test_isolated_atoms_are_judged_by_their_energies():
+    frames = records.frame_record(structures=6, atoms=1, before=0.1, after=0.01)
+    frames.forces[:] = 0.0
+    improved, known, what = structures_that_improved(frames)
+    errors = np.abs(frames.energy[:, 1:] - frames.energy[:, :1])
+    assert (improved, known, what) == ((errors[:, 1] < errors[:, 0]).sum(), 6, "energy")
+    frames.forces[0, :, BEFORE] = 0.3
+    assert structures_that_improved(frames)[2] == "force or energy"
+
+
+def test_energies_of_another_reference_are_judged_without_it():
+    frames = records.frame_record(structures=20, atoms=10)
+    frames.energy[:, 0] += 30
+    assert judged_energies(frames)[0].mean() > 2
+    before, after, aligned = judged_energies(dataclasses.replace(frames, other_reference=True))
+    assert aligned
+    assert max(before.mean(), after.mean()) < 0.02
+    few = dataclasses.replace(records.frame_record(structures=3), other_reference=True)
+    assert not judged_energies(few)[2]
+
+
+def test_one_structure_that_makes_most_of_the_error_is_found():
+    frames = records.frame_record(structures=8, atoms=5)
+    assert dominant(frames) is None
+    frames.energy[2, AFTER] += 40
+    assert dominant(frames) == (2, "energy")
+    frames.forces[15:20, :, AFTER] += 5
+    assert dominant(frames) == (3, "force")
+    assert dominant(records.frame_record(structures=1)) is None

@@ -96,6 +96,7 @@ def test_numbers_of_the_summary_are_numpys(frames_run):
     assert f"the energy error fell from {energies[0]:.2f} to {energies[1]:.2f} meV/atom" in page.text
     moved = 1e3 * np.abs(old.forces[..., AFTER] - old.forces[..., 0]).mean()
     assert f"forces moved away from the pretrained model by {moved:.2f} meV/Å" in page.text
+    assert "In brackets: 95 % interval of the change" in page.text
     assert "20 % too soft on the whole and are 5 % too soft now" in page.text
 
 
@@ -152,7 +153,7 @@ def test_an_earlier_epoch_was_best(tmp_path):
 
 
 def test_the_last_epoch_was_best(tmp_path):
-    assert "the last epoch was the best (3 of 10 epochs were run); more epochs may help" in notes(
+    assert "the last epoch was the best (3 of 10 epochs were run), and the validation loss still fell" in notes(
         records.run(3), tmp_path
     )
 
@@ -255,11 +256,18 @@ STRANGE = {
 }  # fmt: skip
 
 
+def findings(text: str) -> str:
+    """What is between the contents and the section on the run, which both name it."""
+    parts = text.split("The run ")
+    assert len(parts) > 2
+    return parts[1]
+
+
 @pytest.mark.parametrize("name", STRANGE)
 def test_strange_runs_have_a_page(name, tmp_path):
     text = notes(STRANGE[name], tmp_path)
     assert "Gained and forgotten" in text
-    assert not re.search(r"\b(nan|inf|None)\b", text.split("The run", 1)[0])
+    assert not re.search(r"\b(nan|inf|None)\b", findings(text))
 
 
 def test_a_record_of_a_disk_makes_the_same_page(frames_run, tmp_path):
@@ -295,6 +303,61 @@ def test_writing_again_replaces(tmp_path):
     write(records.run(2), tmp_path)
     write(records.run(3), tmp_path)
     assert "3 epochs" in Page(tmp_path / "report.html").text
+
+
+def test_frames_trained_on_are_no_old_structures(tmp_path):
+    text = notes(records.run(2, frames=[records.frame_record("train")]), tmp_path)
+    assert "frames trained on: this says nothing about new ones" in text
+    assert "what was forgotten cannot be told" in text
+    assert "There was no validation set" in text
+    assert "Parity: frames trained on" in text
+    assert "what was learnt, and where" in text
+
+
+def test_an_error_that_does_not_fall_any_more_needs_no_epochs(tmp_path):
+    rows = [row | {"valid_loss": 1e-3 * (1 - 0.01 * k)} for k, row in enumerate(records.history(3))]
+    assert "more epochs may help" not in notes(records.run(3, history=rows), tmp_path)
+
+
+def test_a_shifted_reference_is_told(tmp_path):
+    metadata = records.metadata(stages=[records.stage(2)], shifted_by={"Li": 0.1}, reference_offsets={})
+    assert 'errors "before" are those of the model with the shifted reference' in notes(
+        records.run(2, metadata=metadata), tmp_path
+    )
+
+
+def test_one_structure_with_most_of_the_error_is_named(tmp_path):
+    frames = records.frame_record(structures=12, atoms=5)
+    frames.forces[10:15, :, AFTER] += 50
+    text = notes(records.run(2, frames=[frames]), tmp_path)
+    assert "more than half of the force error of the set target (validation): frame 2 of valid (some.extxyz)" in text
+
+
+def test_huge_numbers_are_short(tmp_path):
+    text = findings(notes(STRANGE["huge numbers"], tmp_path))
+    assert re.search("→ [\\d.]+·10¹?[⁰⁹] meV/Å", text)
+    assert not re.search(r"\d{7}", text)
+
+
+def test_old_pictures_go_and_those_of_others_stay(tmp_path):
+    write(records.relaxation_run(2, 2), tmp_path)
+    others = [tmp_path / "report" / name for name in ("mine.png", "drift-of-mine.png", "notes.png")]
+    for file in others:
+        file.write_bytes(b"\x89PNG\r\n\x1a\n")
+    page = write(records.run(2, frames=[records.frame_record(structures=6, atoms=4)]), tmp_path)
+    left = {file.stem for file in (tmp_path / "report").iterdir()}
+    assert {"mine", "drift-of-mine", "notes", "parity-valid-forces"} <= left
+    assert not {name for name in left if name.startswith(("worst", "relaxed", "delta", "parity-replay", "gradient"))}
+    assert "parity-valid" in page.ids
+
+
+def test_the_page_may_have_a_name_of_its_own(tmp_path):
+    path = write_report(records.run(1), tmp_path / "new" / "mine.html")
+    assert path == tmp_path / "new" / "mine.html"
+    check(Page(path))
+    assert (tmp_path / "new" / "mine" / "drift.png").is_file()
+    (tmp_path / "folder.html").mkdir()
+    assert write_report(records.run(1), tmp_path / "folder.html") == tmp_path / "folder.html" / "report.html"
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
