@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,22 @@ class _Loader(yaml.SafeLoader):
 class ConfigFile(ActionConfigFile):
     """The ``--config`` option: checks the file before jsonargparse reads it.
 
-    The parser says in ``option_names`` which options there are.
+    The parser says in ``option_names`` which options there are and by ``checked`` which values they take, and keeps
+    in ``in_file`` what the file holds.
     """
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         try:
-            check_config_file(Path(values), parser.option_names)
+            parser.in_file = check_config_file(Path(values), parser.option_names, parser.checked)
         except (OSError, TypeError, ValueError, yaml.YAMLError, RecursionError) as error:
             parser.error(f"the config file {values} cannot be used: {' '.join(str(error).split())}")
         super().__call__(parser, namespace, values, option_string)  # type: ignore[no-untyped-call]
 
 
-def check_config_file(path: Path, known: Collection[str]) -> None:
-    """Refuse whatever is no plain option.
+def check_config_file(
+    path: Path, known: Collection[str], checked: Callable[[str, Any], Any] = lambda _, value: value
+) -> dict[str, Any]:
+    """Refuse whatever is no plain option, and values that an option does not take.
 
     jsonargparse imports, and so runs, modules that are named in the place of options (``class_path``), in files that
     options name, and in texts that it parses once more.
@@ -51,12 +54,22 @@ def check_config_file(path: Path, known: Collection[str]) -> None:
         The file.
     known
         Names of the options there are, with dots where they are in groups.
+    checked
+        Of a name and a value: the value, or a ``ValueError``.
+
+    Returns
+    -------
+    Values by such names.
 
     Raises
     ------
     OSError, TypeError, ValueError, yaml.YAMLError
         Telling what is wrong.
     """
+    if not str(path).strip(".") or path.is_dir():
+        raise OSError("it is a folder")
+    if path.exists() and not path.is_file():
+        raise OSError("it is a pipe or a device, and must be a regular file")
     if not path.is_file():
         raise OSError("there is no such file")
     if path.stat().st_size > _LARGEST:
@@ -64,15 +77,17 @@ def check_config_file(path: Path, known: Collection[str]) -> None:
     content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  # a safe one
     if not isinstance(content, dict):
         raise TypeError("it holds no options by name")
-    # That of a template is false, which allows nothing.
-    if content.get("trust_pickle", False) is not False:
-        raise ValueError("trust_pickle allows files to run code, and is an option of the command line only")
+    # Those of a template are false, which allows nothing.
+    for name, does in (("trust_pickle", "allows files to run code"), ("overwrite", "replaces files")):
+        if name in known and content.get(name, False) is not False:
+            raise ValueError(f"{name} {does}, and is an option of the command line only")
     if not isinstance(content.get("relaxations"), list | None):
         raise TypeError("relaxations takes a list of two files")
-    _check_options(content, known, "")
+    return {name: checked(name, value) for name, value in _options(content, known, "")}
 
 
-def _check_options(content: Mapping[Any, Any], known: Collection[str], group: str) -> None:
+def _options(content: Mapping[Any, Any], known: Collection[str], group: str) -> Iterator[tuple[str, Any]]:
+    """Full names and values, if they are plain ones of options that there are."""
     groups = {
         name[len(group) :].split(".")[0] for name in known if name.startswith(group) and "." in name[len(group) :]
     }
@@ -81,12 +96,14 @@ def _check_options(content: Mapping[Any, Any], known: Collection[str], group: st
         if name in groups:
             if not isinstance(value, dict):
                 raise TypeError(f"{name} takes options by name")
-            _check_options(value, known, f"{group}{name}.")
+            yield from _options(value, known, f"{group}{name}.")
         elif not isinstance(name, str) or not name.isidentifier() or name not in plain:
             near = difflib.get_close_matches(str(name), [*groups, *plain], n=1)
             raise ValueError(f"{str(name)[:80]!r} is no option here" + (f"; did you mean {near[0]}?" if near else ""))
         elif not _is_plain(value):
             raise TypeError(f"{name} takes a value or a list of values")
+        else:
+            yield f"{group}{name}", value
 
 
 def _is_plain(value: Any) -> bool:

@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.cli.options import Group, Option
+from ase_finetune.cli.places import check_model
 from ase_finetune.cli.terminal import Terminal
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.version import __version__
@@ -49,7 +50,7 @@ REFERENCE = Option(
     "model",
     "Energies in the reference of the pretrained model, or of the data it was fine-tuned on (target).",
 )
-OVERWRITE = Option("overwrite", bool, False, "Replace an existing file.")
+OVERWRITE = Option("overwrite", bool, False, "Replace an existing file (not in config files).")
 
 
 def model_group(*more: Option, dtype: str = "float32") -> Group:
@@ -59,6 +60,7 @@ def model_group(*more: Option, dtype: str = "float32") -> Group:
 
 def load_calculator(options: Namespace, terminal: Terminal, processes: Processes = ALONE) -> FinetunedCalculator:
     """The calculator that the options ask for, with a line while it is loaded."""
+    check_model(options.model)
     with terminal.working(f"loading {options.model}"):
         calculator = FinetunedCalculator(
             options.model,

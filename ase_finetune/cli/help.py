@@ -26,20 +26,21 @@ verbs:
 options:
   -h, --help         Show this help; VERB --help shows that of a verb.
   --version          Show the version of this program.
-  --print_completion bash|zsh|tcsh
+  --print-completion bash|zsh|tcsh
                      Print a script that lets the shell complete verbs, options,
                      models and files.
   -v, -q, --debug    Tell more; tell results only; show traces. With every verb.
 
 Results go to stdout, notes and progress bars to stderr. Options are called as in Python and in config files; dashes \
-may be written for underscores. VERB --print_config writes a commented file for --config.
+may be written for underscores. VERB --print-config writes a commented file for --config.
 
 exit codes:
   0        done
   1        an error, told in one line
   2        the command line is not understood
   3        done, but not all is well: structures that did not converge
-           (relax), checks that failed (validate)
+           (relax), checks that failed or judged
+           nothing (validate)
   70       a bug in this program
   128 + n  stopped by signal n (130: Ctrl-C)
 
@@ -47,7 +48,7 @@ examples:
   {PROGRAM} fit 7net-0 frames.extxyz --output runs/mine
   {PROGRAM} evaluate runs/mine/model test.extxyz
   {PROGRAM} relax runs/mine/model POSCAR --output relaxed.extxyz --cell
-  {PROGRAM} --print_completion bash >> ~/.bash_completion
+  {PROGRAM} --print-completion bash >> ~/.bash_completion
 """
 
 
@@ -114,7 +115,12 @@ def _invocation(option: Option) -> str:
     value = "" if option.is_switch else f" {option.shown}"
     if option.takes_list and option.count is None and not option.takes_one:
         value += "..."
-    return f"{option.short + ', ' if option.short else ''}--{option.name}{value}"
+    return f"{option.short + ', ' if option.short else ''}--{spelled(option)}{value}"
+
+
+def spelled(option: Option) -> str:
+    """Its name in the help: as in Python, but of what only the command line has as a shell's user expects it."""
+    return "print-config" if option.name == "print_config" else option.name
 
 
 def _folded(text: str, width: int) -> Iterator[str]:

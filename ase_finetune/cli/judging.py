@@ -22,14 +22,16 @@ from ase_finetune.cli.common import (
     load_calculator,
     model_group,
 )
-from ase_finetune.cli.options import Group, Option
+from ase_finetune.cli.options import Group, Option, nearest
+from ase_finetune.cli.places import check_file, check_folder
 from ase_finetune.cli.structures import read_structures
 from ase_finetune.cli.terminal import Terminal
-from ase_finetune.cli.verbs import Verb
+from ase_finetune.cli.verbs import NOT_ALL_WELL, Verb
 from ase_finetune.data import read_frames
-from ase_finetune.errors import InputError, OutputExistsError
+from ase_finetune.errors import InputError
 from ase_finetune.files import is_there, to_json, write_text
 from ase_finetune.parallel import launched
+from ase_finetune.reporting import RECORD_FILE
 
 _FRAMES = (
     MODEL,
@@ -52,17 +54,18 @@ _FRAMES = (
 def _evaluate(options: Namespace, terminal: Terminal) -> int:
     processes = launched(options.device)
     terminal = for_process(terminal, processes)
-    _check_new(options.output, options.overwrite)
+    inputs = (options.model, *options.frames)
+    processes.on_first(lambda: check_file(options.output, overwrite=options.overwrite, inputs=inputs))
     keys = {name: options[name] for name in ("energy_key", "forces_key", "stress_key")}
     calculator = load_calculator(options, terminal, processes)
     frames = [read_frames(path, name=Path(path).stem, **keys) for path in options.frames]
     shown = terminal.verbosity > 0
     found = [evaluate_calculator(calculator, item, verbose=shown, processes=processes) for item in frames]
     if processes.is_first:
+        terminal.result(evaluation_table(found))
         if options.output:
             content = {"model": options.model, "reference": options.reference, "sets": [_plain(item) for item in found]}
             write_text(Path(options.output), to_json(content, "the errors") + "\n")
-        terminal.result(evaluation_table(found))
     return 0
 
 
@@ -70,11 +73,6 @@ def _plain(item: Evaluation) -> dict[str, Any]:
     """An evaluation as JSON has it: energies in meV/atom, forces in meV/Å, stress in kbar."""
     aligned = None if math.isnan(item.aligned_energy_mae) else item.aligned_energy_mae
     return {"name": item.name, "frames": item.frames, **item.raw.to_dict(), "aligned_energy_mae": aligned}
-
-
-def _check_new(path: str | None, overwrite: bool) -> None:
-    if path is not None and is_there(Path(path)) and not overwrite:
-        raise OutputExistsError(f"{path} exists; choose another name or give --overwrite")
 
 
 EVALUATE = Verb(
@@ -123,7 +121,9 @@ _CHECKED = (
 
 
 def _validate(options: Namespace, terminal: Terminal) -> int:
-    _check_new(options.output, options.overwrite)
+    inputs = (options.model, options.against, *(options.structures or ()))
+    check_file(options.output, overwrite=options.overwrite, inputs=inputs)
+    checks = _names(options.checks)
     structures = None
     if options.structures is not None:
         structures = read_structures(options.structures)
@@ -131,16 +131,22 @@ def _validate(options: Namespace, terminal: Terminal) -> int:
     other = None
     if options.against is not None:
         other = _other(options, terminal)
-    found = validate(calculator, structures, against=other, checks=_names(options.checks), progress=terminal.progress)
+    found = validate(calculator, structures, against=other, checks=checks, progress=terminal.progress)
+    terminal.result(str(found))
     if options.output:
         write_text(Path(options.output), to_json(found.to_dict(), "the validation") + "\n")
-    terminal.result(str(found))
-    return 0 if found.passed else 3
+    # Where nothing could be judged, which its last line tells, nothing has passed either.
+    return 0 if found.passed and found.verdict != "told" else NOT_ALL_WELL
 
 
 def _names(checks: list[str] | None) -> list[str] | None:
     """Names of checks hold spaces, for which words on a command line have dashes."""
-    return None if checks is None else [name.replace("-", " ").replace("_", " ") for name in checks]
+    if checks is None:
+        return None
+    for name in checks:
+        if name.replace(" ", "-").replace("_", "-") not in _CHECKS:
+            raise InputError(f"there is no check {name}; there are {', '.join(_CHECKS)}{nearest(name, _CHECKS)}")
+    return [name.replace("-", " ").replace("_", " ") for name in checks]
 
 
 def _other(options: Namespace, terminal: Terminal) -> FinetunedCalculator:
@@ -150,7 +156,8 @@ def _other(options: Namespace, terminal: Terminal) -> FinetunedCalculator:
 
 
 VALIDATE = Verb(
-    description="Physical checks of a model: what no test set of forces tells. The exit code is 3 if one did not pass.",
+    description="Physical checks of a model: what no test set of forces tells. The exit code is 3 if one did not pass, "
+    "or none could judge anything.",
     examples=(
         ("all checks on a few crystals", "validate runs/mine/model"),
         ("two of them", "validate runs/mine/model --checks phonons elastic-constants --structures POSCAR"),
@@ -187,7 +194,23 @@ _RUNS = (
 )
 
 
+def _check_run(folder: str) -> None:
+    """Refuse what is no run that has ended."""
+    path = Path(folder)
+    if not is_there(path):
+        raise InputError(f"there is no folder {folder}")
+    if is_there(path / RECORD_FILE):
+        return
+    if is_there(path / "checkpoints"):
+        raise InputError(f"the run in {folder} has not ended; the same fit with --resume goes on with it")
+    offered = f"; did you mean {path.parent}?" if is_there(path.parent / RECORD_FILE) else ""
+    raise InputError(f"{folder} is not the output folder of a fit{offered}")
+
+
 def _report(options: Namespace, terminal: Terminal) -> int:
+    for run in options.runs:
+        _check_run(run)
+    check_folder(None if options.output is None else _folder_of_page(options.output))
     if len(options.runs) > 1:
         return _compare(options, terminal)
     if options.names is not None:
@@ -204,6 +227,10 @@ def _report(options: Namespace, terminal: Terminal) -> int:
         )
     terminal.result(f"written to {path}")
     return 0
+
+
+def _folder_of_page(output: str) -> str:
+    return str(Path(output).parent) if Path(output).suffix == ".html" and not Path(output).is_dir() else output
 
 
 def _compare(options: Namespace, terminal: Terminal) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import traceback
@@ -13,15 +12,14 @@ from typing import NoReturn
 from jsonargparse import Namespace
 
 from ase_finetune.cli.help import top_help, verb_help
-from ase_finetune.cli.parsing import PROGRAM, SHELLS, VerbParser, as_dict, dashed, nearest, split_verb, usage_error
+from ase_finetune.cli.messages import for_command_line
+from ase_finetune.cli.options import nearest
+from ase_finetune.cli.parsing import PROGRAM, SHELLS, VerbParser, as_dict, dashed, split_verb, usage_error
 from ase_finetune.cli.template import template
 from ase_finetune.cli.terminal import Terminal, say
-from ase_finetune.cli.verbs import VERBS, load_verb
+from ase_finetune.cli.verbs import BUG, ERROR, VERBS, load_verb
 from ase_finetune.errors import FinetuneError, RunStoppedError
 from ase_finetune.version import __version__
-
-#: Exit codes; 128 plus its number after a signal.
-ERROR, NOT_ALL_WELL, BUG = 1, 3, 70
 
 #: jsonargparse does not say the types of its constructor.
 _namespace: Callable[..., Namespace] = Namespace
@@ -44,7 +42,7 @@ class CommandLine:
         if name not in VERBS:
             offered = nearest(str(name), VERBS) or f"; use one of {', '.join(VERBS)}"
             usage_error(f"there is no verb {name!r}{offered}")
-        quiet = bool({"-q", "--quiet"} & set(words))
+        quiet = bool({"-q", "--quiet", "--quiet=true"} & set(words))
         with Terminal(0 if quiet else 1).working("starting"):
             parser = VerbParser(name, load_verb(name))
         if {"-h", "--help"} & set(words):
@@ -64,12 +62,12 @@ class CommandLine:
         if first in ("--print_completion", "--print_shtab"):
             shell = value or "".join(words[1:2])
             if shell not in SHELLS:
-                usage_error(f"{first} takes one of {', '.join(SHELLS)}")
+                usage_error(f"--print-completion takes one of {', '.join(SHELLS)}")
             # Not before: it needs all verbs, and so torch.
             from ase_finetune.cli.completion import completion_script
 
             _show(completion_script(shell))
-        known = ("--help", "--version", "--print_completion", "--verbose", "--quiet", "--debug")
+        known = ("--help", "--version", "--print-completion", "--verbose", "--quiet", "--debug")
         offered = nearest(first, known) or f"; verbs are {', '.join(VERBS)}"
         usage_error(f"a verb must come before {words[0]}{offered}")
 
@@ -108,10 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    debug = "--debug" in words
+    debug, names = any(word.startswith("--debug") for word in words), ()
     try:
         options = CommandLine().parse_args(words)
         values = options[options.command]
+        debug, names = values.debug, tuple(values.keys())
         terminal = Terminal(0 if values.quiet else 2 if values.verbose else 1)
         return load_verb(options.command).run(values, terminal)
     except RunStoppedError as stopped:
@@ -123,7 +122,7 @@ def _run(words: list[str]) -> int:
         if debug:
             traceback.print_exc()
             return _code(error)
-        say(f"{PROGRAM}: {_told(error)}")
+        say(f"{PROGRAM}: {_told(error, names)}")
         return _code(error)
 
 
@@ -131,21 +130,17 @@ def _code(error: Exception) -> int:
     return ERROR if isinstance(error, (FinetuneError, OSError)) or _is_out_of_memory(error) else BUG
 
 
-def _told(error: Exception) -> str:
-    """One line."""
+def _told(error: Exception, options: Sequence[str]) -> str:
+    """One line; remedies in the words of the command line, which has these options."""
     text = " ".join(str(error).split())
     if isinstance(error, FinetuneError):
-        # Remedies are written for Python.
-        return f"error: {re.sub(r'(overwrite|resume|trust_pickle)=True', _AS_OPTION, text)}"
+        return f"error: {for_command_line(error, options)}"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"error: {where}{error.strerror or text}"
     if _is_out_of_memory(error):
         return "error: there is not enough memory; a smaller --max_edges needs less, where the verb has it"
     return f"bug: {type(error).__name__}: {text}; {_ISSUES}"
-
-
-_AS_OPTION = r"--\1"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

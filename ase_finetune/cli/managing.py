@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from ase_finetune.analysis.doctor import doctor
 from ase_finetune.cli.common import MODEL, OVERWRITE, load_calculator, model_group
 from ase_finetune.cli.options import Group, Option
+from ase_finetune.cli.places import check_file
 from ase_finetune.cli.terminal import Terminal
 from ase_finetune.cli.verbs import Verb
 from ase_finetune.errors import InputError
@@ -62,8 +63,17 @@ MODELS = Verb(
 )
 
 
+#: Of native checkpoints, by backend: what the tools that read them look for.
+_ENDINGS = {"sevenn": ".pth", "mace": ".model", "morse": ".json"}
+
+
 def _export(options: Namespace, terminal: Terminal) -> int:
+    check_file(options.path, overwrite=options.overwrite, inputs=(options.model,))
     calculator = load_calculator(options, terminal)
+    backend = calculator.potential.backend
+    ending = _ENDINGS.get(backend)
+    if ending is not None and Path(options.path).suffix != ending:
+        raise InputError(f"{options.path} must end in {ending}: that is what a checkpoint of {backend} is called")
     calculator.export(Path(options.path), overwrite=options.overwrite)
     terminal.result(f"written to {options.path}")
     return 0

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+#: What it takes in messages: one, and several.
+_WORDS = {int: "a whole number", float: "a number", str: "a text"}
+_SEVERAL = {int: "whole numbers", float: "numbers", str: "texts"}
 
 #: What an option takes, where its type says it all.
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
@@ -67,25 +72,25 @@ class Option:
     @property
     def takes_list(self) -> bool:
         """Whether it takes several values."""
-        return any(get_origin(kind) in (list, Sequence) for kind in self._kinds)
+        return any(get_origin(kind) in (list, Sequence) for kind in self.kinds)
 
     @property
     def items(self) -> tuple[Any, ...]:
         """Types of the values of a list."""
-        return tuple(item for kind in self._kinds if get_origin(kind) in (list, Sequence) for item in get_args(kind))
+        return tuple(item for kind in self.kinds if get_origin(kind) in (list, Sequence) for item in get_args(kind))
 
     @property
     def takes_one(self) -> bool:
         """Whether it takes a value that is no list."""
-        return any(get_origin(kind) not in (list, Sequence) for kind in self._kinds if kind is not type(None))
+        return any(get_origin(kind) not in (list, Sequence) for kind in self.kinds if kind is not type(None))
 
     @property
     def values(self) -> tuple[str, ...]:
         """All values there are, if they are a few names; ``()`` otherwise."""
-        for kind in self._kinds:
+        for kind in self.kinds:
             if get_origin(kind) is Literal:
                 return tuple(str(value) for value in get_args(kind))
-        return ("true", "false") if bool in self._kinds and not self.is_switch else ()
+        return ("true", "false") if bool in self.kinds and not self.is_switch else ()
 
     @property
     def shown(self) -> str:
@@ -96,19 +101,32 @@ class Option:
             return self.name.upper()
         if self.values:
             return "|".join(self.values) if len("|".join(self.values)) <= 24 else "NAME"
-        kinds = [kind for kind in self._kinds if kind is not type(None)]
+        kinds = [kind for kind in self.kinds if kind is not type(None)]
         return _METAVARS.get(kinds[0], "TEXT")
 
     @property
     def wanted(self) -> str:
         """What it takes, for messages."""
-        if self.values:
+        if self.values and bool not in self.kinds:
             return f"one of {', '.join(self.values)}"
-        words = {int: "a whole number", float: "a number", str: "a text"}
-        return " or ".join(words.get(kind, "a list") for kind in self._kinds if kind is not type(None))
+        if bool in self.kinds:
+            return "true or false"
+        if self.takes_list and not self.takes_one:
+            return f"{self.count or 'some'} {self.wanted_items}"
+        return " or ".join(_WORDS.get(kind, f"several {self.wanted_items}") for kind in self._types)
 
     @property
-    def _kinds(self) -> tuple[Any, ...]:
+    def wanted_items(self) -> str:
+        """What the values of a list are, for messages."""
+        return " or ".join(_SEVERAL.get(kind, "values") for kind in self.items)
+
+    @property
+    def _types(self) -> tuple[Any, ...]:
+        return tuple(kind for kind in self.kinds if kind is not type(None))
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The types that its value may have."""
         return get_args(self.kind) if get_origin(self.kind) in (Union, types.UnionType) else (self.kind,)
 
 
@@ -118,6 +136,12 @@ class Group:
 
     title: str
     options: tuple[Option, ...]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A suggestion for an unknown word, or nothing."""
+    found = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def options_of(config: type, prefix: str = "") -> Iterator[Option]:

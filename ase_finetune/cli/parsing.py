@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ase_finetune.cli.options import Group, Option
+from ase_finetune.cli.options import Group, Option, nearest
 from ase_finetune.cli.terminal import say
+from ase_finetune.cli.values import SWITCHED, ValueKindError, check_value, value_of_words
 from ase_finetune.cli.verbs import Verb
 from ase_finetune.config_files import ConfigFile
 
@@ -49,12 +48,6 @@ def usage_error(message: str, verb: str = "") -> NoReturn:
     raise SystemExit(2)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A suggestion for an unknown word, or nothing."""
-    found = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(found)}?" if found else ""
-
-
 def dashed(word: str) -> str:
     """An option with underscores in the place of dashes: both may be written."""
     name, equals, value = word.partition("=")
@@ -70,14 +63,21 @@ def split_verb(words: Sequence[str]) -> tuple[str | None, list[str]]:
         If another option stands before the verb.
     """
     before: list[str] = []
-    known = {f"--{name}": name for name in _ANYWHERE} | {o.short: o.name for o in COMMON.options if o.short}
+    known = {f"--{name}" for name in _ANYWHERE} | {option.short for option in COMMON.options}
     for position, word in enumerate(words):
         if not word.startswith("-"):
             return word, [*before, *words[position + 1 :]]
-        if dashed(word) not in known and word not in known:
+        if not all(part in known for part in separate(word.partition("=")[0])):
             return None, list(words)
         before.append(word)
     return None, list(words)
+
+
+def separate(word: str) -> list[str]:
+    """Short switches that are written together: -vq is -v -q."""
+    letters = [f"-{letter}" for letter in word[1:]]
+    shorts = {option.short for option in COMMON.options}
+    return letters if len(letters) > 1 and word[0] == "-" and shorts.issuperset(letters) else [word]
 
 
 class VerbParser:
@@ -97,6 +97,7 @@ class VerbParser:
         self.options = {option.name: option for group in self.groups for option in group.options}
         self._shorts = {option.short: option for option in self.options.values() if option.short}
         self._positions = [option for option in verb.options if option.position]
+        self._given: dict[str, list[str]] = {}
 
     def parse(self, words: Sequence[str]) -> Namespace:
         """All options with their values; exits with 2 if that is not possible.
@@ -104,20 +105,37 @@ class VerbParser:
         What is needed is not checked yet, since a template can do without.
         """
         try:
-            given = self._sort(words)
-            return self._values(given)
+            given, bare = self._sort(words)
+            parser = self._parser()
+            values = parser.parse_args([f"--config={given[CONFIG.name][0]}"] if CONFIG.name in given else [])
+            assert isinstance(values, Namespace)
+            placed = self._place(
+                bare, given, [name for name, value in parser.in_file.items() if value not in (None, [])]
+            )
+            # Those of the file are there already: what is on the line overrides them.
+            for name, found in (given | placed).items():
+                if name != CONFIG.name:
+                    values[name] = self._value(self.options[name], found)
         except UsageError as error:
             usage_error(str(error), self.name)
+        self._given = given
+        return values
 
     def check_needed(self, values: Namespace) -> None:
         """Exit with 2 if something that is needed was not given."""
         missing = [option for option in self.options.values() if option.needed and values[option.name] in (None, [])]
-        if missing:
-            names = ", ".join(option.shown if option.position else f"--{option.name}" for option in missing)
-            usage_error(f"{names} {'is' if len(missing) == 1 else 'are'} missing", self.name)
+        if not missing:
+            return
+        names = ", ".join(option.shown if option.position else f"--{option.name}" for option in missing)
+        text = f"{names} {'is' if len(missing) == 1 else 'are'} missing"
+        for name, words in self._given.items():
+            if missing[0].position and self.options[name].takes_list and len(words) > 1:
+                text += f"; --{name} has taken {' '.join(words)}, so write {missing[0].shown} before it"
+                break
+        usage_error(text, self.name)
 
-    def _sort(self, words: Sequence[str]) -> dict[str, list[str]]:
-        """The words that belong to each option, in the order of the line."""
+    def _sort(self, words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+        """The words that belong to each option, in the order of the line, and those without one."""
         given: dict[str, list[str]] = {}
         bare: list[str] = []
         rest = list(words)
@@ -129,14 +147,18 @@ class VerbParser:
             if not self._is_option(word):
                 bare.append(word)
                 continue
+            word, *others = separate(word)
+            rest = [*others, *rest]
             option, value = self._option(word)
+            if option.name in given and option.name not in _ANYWHERE:
+                raise UsageError(f"--{option.name} is given twice")
             if option.is_switch:
-                if value is None and rest and rest[0] in ("true", "false"):
+                if value is None and rest and rest[0].lower() in SWITCHED:
                     value = rest.pop(0)
-                given[option.name] = [value or "true"]
+                given[option.name] = ["true" if value is None else value]
             else:
                 given[option.name] = [value] if value is not None else self._take(option, rest)
-        return given | self._place(bare)
+        return given, bare
 
     def _is_option(self, word: str) -> bool:
         return word.startswith("--") or (word.startswith("-") and len(word) > 1 and word[1].isalpha())
@@ -144,7 +166,8 @@ class VerbParser:
     def _option(self, word: str) -> tuple[Option, str | None]:
         if not word.startswith("--"):
             if word not in self._shorts:
-                raise UsageError(f"there is no option {word}")
+                offered = nearest(f"-{word}", [f"--{known}" for known in self.options])
+                raise UsageError(f"there is no option {word}{offered}")
             return self._shorts[word], None
         name, equals, value = dashed(word)[2:].partition("=")
         if name not in self.options:
@@ -162,39 +185,37 @@ class VerbParser:
             raise UsageError(f"--{option.name} takes {option.wanted}, and nothing follows")
         return found
 
-    def _place(self, bare: list[str]) -> dict[str, list[str]]:
-        """Words without an option, as the arguments they are."""
+    def _place(self, bare: list[str], given: dict[str, list[str]], in_file: Sequence[str]) -> dict[str, list[str]]:
+        """Words without an option, as the arguments they are; those that the line or the file names are not."""
+        free = [option for option in self._positions if option.name not in given]
+        if 0 < len(bare) < len(free):
+            unnamed = [option for option in free if option.name not in in_file]
+            if not unnamed:
+                names = " or ".join(f"--{option.name}" for option in free)
+                raise UsageError(f"what is {bare[0]!r}? The config file has all arguments: write {names} before it")
+            free = unnamed
         placed: dict[str, list[str]] = {}
         left = list(bare)
-        for option in self._positions:
+        for option in free:
             if left:
                 count = len(left) if option.takes_list else 1
                 placed[option.name], left = left[:count], left[count:]
         if left:
             takes = " ".join(option.shown for option in self._positions) or "no arguments"
-            raise UsageError(f"{' '.join(left)!r} is one too many: {self.name} takes {takes}")
+            named = [f"--{option.name}" for option in self._positions if option.name in given]
+            why = f", and {' and '.join(named)} is given by name" if named else ""
+            raise UsageError(f"{' '.join(left)!r} is one too many: {self.name} takes {takes}{why}")
         return placed
 
-    def _values(self, given: dict[str, list[str]]) -> Namespace:
-        # The config file first, wherever it stood: what is on the line overrides it.
-        names = sorted(given, key=lambda name: name != CONFIG.name)
-        line = [f"--{name}={self._text(self.options[name], given[name])}" for name in names]
-        parsed = self._parser().parse_args(line)
-        assert isinstance(parsed, Namespace)
-        return parsed
+    def _value(self, option: Option, words: list[str]) -> Any:
+        try:
+            return value_of_words(option, words)
+        except ValueKindError as error:
+            name = option.shown if option.position else f"--{option.name}"
+            raise UsageError(f"{name} {error}") from error
 
-    def _text(self, option: Option, values: list[str]) -> str:
-        if not option.takes_list:
-            return values[0]
-        first = values[0]
-        if len(values) == 1 and (option.takes_one or first == "null" or (first[0:1] == "[" and first[-1:] == "]")):
-            return first
-        if option.count is not None and len(values) != option.count:
-            raise UsageError(f"--{option.name} takes {option.count} values, got {' '.join(values)}")
-        return json.dumps(values) if str in option.items else f"[{', '.join(values)}]"
-
-    def _parser(self) -> ArgumentParser:
-        """The parser of jsonargparse, which brings values to their types and reads config files."""
+    def _parser(self) -> _Typed:
+        """The parser of jsonargparse, which has the defaults and reads config files."""
         parser = _Typed(self)
         for option in self.options.values():
             if option.name == CONFIG.name:
@@ -211,7 +232,22 @@ class _Typed(ArgumentParser):
         # An abbreviated option would come to mean another one with the next option that is added.
         super().__init__(prog=PROGRAM, add_help=False, allow_abbrev=False, print_config=None)
         self._owner = owner
-        self.option_names = tuple(owner.options)  # for ConfigFile
+        # For ConfigFile: what a file may hold, and what it held.
+        self.option_names = tuple(owner.options)
+        self.in_file: dict[str, Any] = {}
+
+    def checked(self, name: str, value: Any) -> Any:
+        """The value of an option in a config file.
+
+        Raises
+        ------
+        ValueError
+            If the option takes something else.
+        """
+        try:
+            return check_value(self._owner.options[name], value)
+        except ValueKindError as error:
+            raise ValueError(f"{name} {error}") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002  # as jsonargparse calls it
         found = re.search(r'key "([\w.]+)"', message)

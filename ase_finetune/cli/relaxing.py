@@ -9,14 +9,11 @@ from jsonargparse import Namespace
 
 from ase_finetune.cli.common import MODEL, OVERWRITE, REFERENCE, for_process, load_calculator, model_group
 from ase_finetune.cli.options import Group, Option
-from ase_finetune.cli.structures import check_output, read_structures, write_structures
+from ase_finetune.cli.structures import check_count, check_output, read_structures, write_structures
 from ase_finetune.cli.terminal import Terminal
-from ase_finetune.cli.verbs import Verb
+from ase_finetune.cli.verbs import NOT_ALL_WELL, Verb
 from ase_finetune.optimize import Relaxed, relax
 from ase_finetune.parallel import launched
-
-#: Exit code when structures did not converge.
-_NOT_ALL = 3
 
 _DATA = (
     MODEL,
@@ -45,8 +42,10 @@ _HOW = (
 def _run(options: Namespace, terminal: Terminal) -> int:
     processes = launched(options.device)
     terminal = for_process(terminal, processes)
+    inputs = (options.model, *options.structures)
+    processes.on_first(lambda: check_output(options.output, overwrite=options.overwrite, inputs=inputs))
     structures = read_structures(options.structures)
-    processes.on_first(lambda: check_output(options.output, len(structures), overwrite=options.overwrite))
+    check_count(options.output, len(structures))
     calculator = load_calculator(options, terminal, processes)
     terminal.note(f"relaxing {len(structures)} structures to {options.fmax:g} eV/Å with {options.optimizer}")
     results = relax(
@@ -60,14 +59,14 @@ def _run(options: Namespace, terminal: Terminal) -> int:
         progress=terminal.progress,
         processes=processes,
     )
-    processes.on_first(lambda: write_structures(options.output, [result.atoms for result in results]))
     if processes.is_first:
         pairs = zip(structures, results, strict=True)
         terminal.result("\n".join([*_TITLES, *(_row(place, *pair) for place, pair in enumerate(pairs))]))
+    processes.on_first(lambda: write_structures(options.output, [result.atoms for result in results]))
     converged = sum(result.converged for result in results)
     terminal.detail(f"{sum(result.steps for result in results)} steps in all")
     terminal.note(f"{converged} of {len(results)} converged; written to {options.output}")
-    return 0 if converged == len(results) else _NOT_ALL
+    return 0 if converged == len(results) else NOT_ALL_WELL
 
 
 _TITLES = (

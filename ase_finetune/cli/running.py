@@ -10,14 +10,16 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from ase_finetune.analysis.dynamics import MDRun, run_md
+from ase_finetune.analysis.frame_files import SUFFIXES
 from ase_finetune.analysis.watching import MDPoint
 from ase_finetune.cli.common import MODEL, OVERWRITE, REFERENCE, load_calculator, model_group
 from ase_finetune.cli.options import Group, Option
+from ase_finetune.cli.places import check_file
+from ase_finetune.cli.replacing import Replacing
 from ase_finetune.cli.structures import read_structures
 from ase_finetune.cli.terminal import Terminal
 from ase_finetune.cli.verbs import Verb
-from ase_finetune.errors import InputError, OutputExistsError
-from ase_finetune.files import is_there
+from ase_finetune.errors import InputError
 
 _DATA = (
     MODEL,
@@ -54,41 +56,54 @@ _SECONDS = 10.0
 
 
 def _run(options: Namespace, terminal: Terminal) -> int:
+    output = Path(options.output)
+    _check(options)
     structures = read_structures([options.structure], "structure")
     if len(structures) > 1:
         raise InputError(
             f"{options.structure} holds {len(structures)} structures; choose one, such as {options.structure}@-1"
         )
     (atoms,) = structures
-    output = Path(options.output)
-    if is_there(output) and not (options.overwrite and output.is_file()):
-        raise OutputExistsError(f"{output} exists; choose another name or give --overwrite")
     calculator = load_calculator(options, terminal)
     if options.repeat is not None:
-        if min(options.repeat) < 1:
-            raise InputError(f"repeat takes three positive numbers, got {options.repeat}")
         atoms = atoms.repeat(options.repeat)
-    if options.overwrite:
-        output.unlink(missing_ok=True)
     how = f"{options.ensemble}, {options.picoseconds:g} ps at {options.temperature:g} K"
     terminal.note(f"{atoms.get_chemical_formula()}, {len(atoms)} atoms: {how}")
     terminal.result(_TITLE)
-    run = run_md(
-        atoms,
-        calculator,
-        temperature=options.temperature,
-        picoseconds=options.picoseconds,
-        timestep=options.timestep,
-        ensemble=options.ensemble,
-        pressure=options.pressure,
-        output=output,
-        interval=options.interval,
-        seed=options.seed,
-        progress=terminal.progress,
-        on_interval=_Lines(options.picoseconds, 1e-3 * options.timestep * options.interval),
-    )
-    _conclude(run, len(atoms), terminal)
+    lines = _Lines(options.picoseconds, 1e-3 * options.timestep * options.interval)
+    with Replacing(output) as file:
+
+        def tell(point: MDPoint) -> None:
+            file.frame_is_written()
+            lines(point)
+
+        run = run_md(
+            atoms,
+            calculator,
+            temperature=options.temperature,
+            picoseconds=options.picoseconds,
+            timestep=options.timestep,
+            ensemble=options.ensemble,
+            pressure=options.pressure,
+            output=file.path,
+            interval=options.interval,
+            seed=options.seed,
+            progress=terminal.progress,
+            on_interval=tell,
+        )
+    _conclude(run, output, len(atoms), terminal)
     return 0
+
+
+def _check(options: Namespace) -> None:
+    """Refuse what needs neither structure nor model to be refused."""
+    check_file(options.output, overwrite=options.overwrite, inputs=(options.model, options.structure))
+    if Path(options.output).suffix not in SUFFIXES:
+        raise InputError(f"{options.output} must end in one of {', '.join(SUFFIXES)}: frames are appended to it")
+    if options.seed < 0:
+        raise InputError(f"seed must not be negative, got {options.seed}")
+    if options.repeat is not None and min(options.repeat) < 1:
+        raise InputError(f"repeat takes three positive numbers, got {options.repeat}")
 
 
 _TITLE = f"{'time/ps':>10s}{'T/K':>9s}{'Epot/eV':>14s}{'Etot/eV':>14s}{'p/GPa':>10s}"
@@ -114,13 +129,13 @@ class _Lines:
         tqdm.write(f"{line}{pressure:>10s}")
 
 
-def _conclude(run: MDRun, count: int, terminal: Terminal) -> None:
+def _conclude(run: MDRun, output: Path, count: int, terminal: Terminal) -> None:
     if run.drift is not None:
         terminal.result(f"drift of the total energy: {run.drift:+.3g} meV/atom/ps")
     half = len(run.temperatures) // 2
     terminal.note(
         f"mean temperature of the second half: {run.temperatures[half:].mean():.1f} K; "
-        f"{1e6 * run.seconds / run.steps / count:.3g} µs per step and atom; written to {run.path}"
+        f"{1e6 * run.seconds / run.steps / count:.3g} µs per step and atom; written to {output}"
     )
     terminal.detail(f"{run.steps} steps in {run.seconds:.1f} s")
 

@@ -12,9 +12,9 @@ from typing import Any
 from ase import Atoms
 from ase.io import formats, write
 
+from ase_finetune.cli.places import check_file
 from ase_finetune.data.sources import load_structures
-from ase_finetune.errors import InputError, OutputError, OutputExistsError
-from ase_finetune.files import is_there
+from ase_finetune.errors import InputError, OutputError
 
 
 def read_structures(paths: Sequence[str], name: str = "structures") -> list[Atoms]:
@@ -28,28 +28,31 @@ def read_structures(paths: Sequence[str], name: str = "structures") -> list[Atom
     return [origin.atoms for origin in load_structures(list(paths), name)]
 
 
-def check_output(path: str, count: int, *, overwrite: bool) -> None:
-    """Refuse, before the work, what could not be written after it.
+def check_output(path: str, *, overwrite: bool, inputs: Sequence[str]) -> None:
+    """Refuse, before the work, what could not be written after it; :func:`check_file` with the format.
 
     Raises
     ------
-    OutputExistsError
-        If the file exists and must not be replaced.
-    OutputError
-        If its folder does not exist.
     InputError
-        If ASE has no format for its name that holds so many structures.
+        Also if ASE has no format for its name, or cannot write it.
     """
-    target = Path(path)
-    if is_there(target) and not overwrite:
-        raise OutputExistsError(f"{target} exists; choose another name or give --overwrite")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target} cannot be written: there is no folder {target.parent}")
-    kind = _format(target)
+    check_file(path, overwrite=overwrite, inputs=inputs)
+    kind = _format(Path(path))
     if not kind.can_write:
-        raise InputError(f"{target}: ASE cannot write the format {kind.name}; .extxyz and .traj are good ones")
+        raise InputError(f"{path}: ASE cannot write the format {kind.name}; .extxyz and .traj are good ones")
+
+
+def check_count(path: str, count: int) -> None:
+    """Refuse a format that cannot hold so many structures.
+
+    Raises
+    ------
+    InputError
+        Then.
+    """
+    kind = _format(Path(path))
     if count > 1 and kind.single:
-        raise InputError(f"{target}: a {kind.name} file holds one structure, and these are {count}; use .extxyz")
+        raise InputError(f"{path}: a {kind.name} file holds one structure, and these are {count}; use .extxyz")
 
 
 def write_structures(path: str, structures: Sequence[Atoms]) -> None:

@@ -15,8 +15,8 @@ from ase_finetune.cli.parsing import COMMON, PROGRAM, VerbParser
 
 _WIDTH = 100
 
-#: Allows files to run code: config files may only say that it is not allowed.
-_TRUST = "trust_pickle"
+#: What runs code of files or replaces files: config files may only say that it is not allowed.
+_ALLOWING = ("trust_pickle", "overwrite")
 
 
 def template(parser: VerbParser, values: Mapping[str, Any]) -> str:
@@ -51,7 +51,7 @@ def template(parser: VerbParser, values: Mapping[str, Any]) -> str:
 
 def _entry(option: Option, name: str, value: Any, indent: str) -> list[str]:
     text = described(option)
-    if option.name == _TRUST:
+    if option.name in _ALLOWING:
         text, value = f"{text} Only the command line can allow it.", False
     comment = [f"{indent}# {line}" for line in textwrap.wrap(text, _WIDTH - len(indent))]
     written = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=math.inf)

@@ -12,6 +12,9 @@ from jsonargparse import Namespace
 from ase_finetune.cli.options import Group, Option
 from ase_finetune.cli.terminal import Terminal
 
+#: Exit codes; 128 plus its number after a signal.
+ERROR, NOT_ALL_WELL, BUG = 1, 3, 70
+
 
 @dataclass(frozen=True)
 class Verb:

@@ -23,10 +23,10 @@ ROOT = Path(__file__).parents[2]
 
 def fit(folder: Path, *options: str, output: str = "run", report: bool = False) -> int:
     """Fit the saved potential to the frames."""
-    files = [str(folder / "model"), str(folder / "train.extxyz"), "--replay", str(folder / "replay.extxyz")]
-    return main(
-        ["fit", *files, "--output", str(folder / output), "--device", "cpu", *([] if report else NO_REPORT), *options]
-    )
+    files = [str(folder / "model"), str(folder / "train.extxyz"), "--output", str(folder / output), "--device", "cpu"]
+    # An option may be given once.
+    replay = [] if "--replay" in options else ["--replay", str(folder / "replay.extxyz")]
+    return main(["fit", *files, *replay, *([] if report else NO_REPORT), *options])
 
 
 def weights(path):

@@ -135,6 +135,43 @@ def test_texts_are_texts(tmp_path, capsys, monkeypatch, text):
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fmax: null", "fmax takes a number, got null"),
+        ("steps: null", "steps takes a whole number, got null"),
+        ("fmax: .nan", "fmax takes a number that is finite, got nan"),
+        ("fmax: -.inf", "fmax takes a number that is finite, got -inf"),
+        ("fmax: true", "fmax takes a number, got true"),
+        ("steps: 1.5", "steps takes a whole number, got 1.5"),
+        ("cell: 1", "cell takes true or false, got 1"),
+        ("cell: null", "cell takes true or false, got null"),
+        ("optimizer: fier", "did you mean fire?"),
+        ("head: 1", "head takes a text, got 1; write it in quotes"),
+        ("head: ''", "head takes a text, got ''"),
+        ("structures: [a, 1]", "structures takes some texts, got 1; write it in quotes"),
+        ("overwrite: true", "overwrite replaces files, and is an option of the command line only"),
+        ("overwrite: null", "an option of the command line only"),
+    ],
+)
+def test_values_are_checked(tmp_path, capsys, text, message):
+    (tmp_path / "options.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as caught:
+        main(["relax", "m", "s", "--output", "o", "--config", str(tmp_path / "options.yaml")])
+    assert caught.value.code == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.splitlines()) == 2
+
+
+def test_numbers_as_they_are_written(tmp_path):
+    (tmp_path / "o.yaml").write_text("fmax: 1e-3\nsteps: 7\noverwrite: false\n", encoding="utf-8")
+    read = build_parser().parse_args(["relax", "m", "s", "--output", "o", "--config", str(tmp_path / "o.yaml")])[
+        "relax"
+    ]
+    assert (read.fmax, read.steps, read.overwrite) == (1e-3, 7, False)
+
+
 def test_near_names_in_config_files(tmp_path, capsys):
     (tmp_path / "options.yaml").write_text("loss: {knd: mse}", encoding="utf-8")
     with pytest.raises(SystemExit):

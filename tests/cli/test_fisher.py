@@ -30,11 +30,11 @@ def fisher(folder, *options, structures="replay.extxyz", output="fisher.safetens
 def test_a_fit_with_the_file_is_a_fit_without(folder, method, options, own):
     """The same weights, bit for bit, as of a fit that estimates the Fisher information itself."""
     assert fisher(folder, *options) == 0
-    shared = ["--method", method, "--epochs", "2", "--monitor_size", "1", "--ewc_lambda", "1", "--quiet"]
+    shared = ["--method", method, "--epochs", "2", "--monitor_size", "1", "--ewc_lambda", "1.0", "--quiet"]
     shared += ["--valid", "null", "--learning_rate", "0.02", *own]
     assert fit(folder, *shared, output="own") == 0
     assert fit(folder, *shared, "--fisher", str(folder / "fisher.safetensors"), output="file") == 0
-    assert fit(folder, *shared, "--ewc_lambda", "0", output="without") == 0
+    assert fit(folder, *("0" if word == "1.0" else word for word in shared), output="without") == 0
     one, two, without = (weights(folder / name / "model") for name in ("own", "file", "without"))
     assert morse.same_weights(one, two)
     assert not morse.same_weights(one, without)
@@ -65,7 +65,7 @@ def test_shares_are_told(folder, capsys):
     assert [line.split()[-1] for line in lines[1:]] == list(shares)
     assert float(lines[1].split()[0].rstrip("%")) == pytest.approx(100 * next(iter(shares.values())), abs=0.06)
     assert fisher(folder, "-q") == 1
-    assert "exists; choose another name or pass --overwrite" in capsys.readouterr().err
+    assert "exists; choose another name or give --overwrite" in capsys.readouterr().err
     assert fisher(folder, "-q", "--overwrite") == 0
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ase_finetune.cli import build_parser, main
-from ase_finetune.cli.help import described
+from ase_finetune.cli.help import described, spelled
 from ase_finetune.cli.options import documented, options_of
 from ase_finetune.cli.parsing import VerbParser
 from ase_finetune.cli.verbs import VERBS, load_verb
@@ -42,7 +42,7 @@ def test_help_of_a_verb(capsys, monkeypatch, verb, columns):
     width = max(len(line) for line in options.splitlines() if not line.startswith("  ase-finetune"))
     assert width <= max(columns, 80)
     for option in VerbParser(verb, load_verb(verb)).options.values():
-        assert (option.shown if option.position else f"--{option.name}") in rest
+        assert (option.shown if option.position else f"--{spelled(option)}") in rest
         assert option.help, option.name
         assert described(option).replace(" ", "") in re.sub(r"\s", "", rest)
 

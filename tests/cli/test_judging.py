@@ -84,6 +84,7 @@ def _without_seconds(content):
 def test_validate_tells_what_did_not_pass(folder, monkeypatch, capsys):
     class Found:
         passed = False
+        verdict = "failed"
 
         def __str__(self):
             return "a table"
@@ -92,11 +93,13 @@ def test_validate_tells_what_did_not_pass(folder, monkeypatch, capsys):
     words = ["validate", str(folder / "model"), "--device", "cpu"]
     assert main(words) == 3
     assert capsys.readouterr().out == "a table\n"
-    Found.passed = True
+    Found.passed, Found.verdict = True, "ok"
     assert main(words) == 0
     monkeypatch.undo()
-    assert main([*words, "--checks", "nothing-like-this"]) == 1
-    assert "there is no check 'nothing like this'" in capsys.readouterr().err
+    assert main([*words, "--checks", "phonon"]) == 1
+    told = capsys.readouterr().err
+    assert "there is no check phonon; there are equilibrium, equation-of-state" in told
+    assert "did you mean phonons?" in told
 
 
 def test_reports(folder, monkeypatch, capsys):
@@ -111,6 +114,7 @@ def test_reports(folder, monkeypatch, capsys):
         calls.append(("compare_runs", arguments, options))
         return Path("there/comparison.html")
 
+    monkeypatch.setattr(judging, "_check_run", lambda _: None)
     monkeypatch.setattr(judging, "report_run", report_run)
     monkeypatch.setattr(judging, "compare_runs", compare_runs)
     assert main(["report", "runs/mine", "--frames", "a.xyz", "b.xyz", "--device", "cpu", "-q"]) == 0
@@ -136,5 +140,60 @@ def test_a_report_of_a_run(folder, capsys):
     path = folder / "run" / "report.html"
     assert capsys.readouterr().out == f"written to {path}\n"
     assert "<html" in path.read_text()
-    assert main(["report", str(folder / "model")]) == 1
-    assert "holds no finished run" in capsys.readouterr().err
+    assert main(["report", str(folder / "run" / "model")]) == 1
+    assert f"is not the output folder of a fit; did you mean {folder / 'run'}?" in capsys.readouterr().err
+
+
+def test_where_nothing_can_be_judged(folder, capsys):
+    (atoms,) = morse.silicon(1, 1)
+    atoms.pbc = False
+    write(folder / "cluster.extxyz", atoms)
+    words = ["validate", str(folder / "model"), "--structures", str(folder / "cluster.extxyz"), "--device", "cpu"]
+    assert main([*words, "--checks", "elastic-constants"]) == 3
+    assert "nothing could be judged" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_folders_that_are_no_run(folder, capsys):
+    (folder / "begun" / "checkpoints").mkdir(parents=True)
+    for name, message in (
+        ("none", "there is no folder"),
+        ("model", "is not the output folder of a fit"),
+        ("begun", "has not ended; the same fit with --resume goes on with it"),
+    ):
+        assert main(["report", str(folder / name)]) == 1
+        told = capsys.readouterr().err
+        assert message in told
+        assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "validate", "relax", "md", "export", "fisher"])
+def test_places_are_checked_before_the_work(folder, capsys, monkeypatch, verb):
+    """Each verb that writes a file: nothing is read, loaded or removed for a place that cannot be written to."""
+    monkeypatch.setattr("ase_finetune.cli.common.FinetunedCalculator", None)
+    (folder / "there.extxyz").write_text("precious")
+    frames = str(folder / "train.extxyz")
+    words = {
+        "validate": ["--structures", frames],
+        "export": [],
+        "fisher": ["--structures", frames],
+    }.get(verb, [frames + "@0" if verb in ("md", "relax") else frames])
+    for output, overwrite, message in (
+        (folder / "there.extxyz", False, "exists; choose another name or give --overwrite"),
+        (folder / "model", True, "is a folder; name a file in it"),
+        (folder / "none" / "o.extxyz", True, "there is no folder"),
+        (folder / "train.extxyz", True, "is what is read; choose another name"),
+        (folder / "train.extxyz" / "o.extxyz", False, "there is no folder"),
+    ):
+        if verb == "export" and "what is read" in message:
+            continue
+        place = [str(output)] if verb == "export" else ["--output", str(output)]
+        assert main([verb, str(folder / "model"), *words, *place, *(["--overwrite"] if overwrite else [])]) == 1
+        assert message in capsys.readouterr().err
+    assert (folder / "there.extxyz").read_text() == "precious"
+    assert len(read(frames, ":")) == 6
+
+
+def test_checkpoints_have_the_ending_of_their_backend(folder, capsys):
+    assert main(["export", str(folder / "model"), str(folder / "m.pth")]) == 1
+    assert "must end in .json: that is what a checkpoint of morse is called" in capsys.readouterr().err
+    assert not (folder / "m.pth").exists()

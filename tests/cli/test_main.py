@@ -59,11 +59,12 @@ def test_export(folder, capsys):
         (["fit", "{folder}/model", "{folder}/replay.extxyz", "--output", "{folder}/run"], "the keys seen are"),
         (["fit", "{folder}/model", "x", "--output", "{folder}/run", "--epochs", "0"], "epochs must be positive"),
         (["fit", "{folder}/model", "x", "--output", "{folder}/run", "--ewc_lambda", "-1"], "ewc_lambda must be"),
-        (["export", "{folder}", "x.pth"], "not a saved potential"),
+        (["export", "{folder}", "x.pth"], "is the folder of a run; did you mean {folder}/model?"),
     ],
 )
 def test_an_error_is_one_line(folder, capsys, arguments, message):
     arguments = [argument.format(folder=folder) for argument in arguments]
+    message = message.format(folder=folder)
     assert main(arguments) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("ase-finetune: error: ")

@@ -7,6 +7,7 @@ from ase.io import read
 from ase_finetune import FinetunedCalculator
 from ase_finetune.analysis import run_md
 from ase_finetune.cli import main
+from ase_finetune.cli.replacing import Replacing
 
 
 def run(folder, *options):
@@ -71,7 +72,7 @@ def test_one_structure(folder, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--pressure", "1"], "has no effect on ensemble='nvt'"),
+        (["--pressure", "1"], "has no effect on --ensemble nvt; use 'npt'"),
         (["--timestep", "0"], "timestep must be positive"),
         (["--repeat", "0", "1", "1"], "repeat"),
     ],
@@ -81,3 +82,62 @@ def test_arguments_that_cannot_be_used(folder, capsys, options, message):
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("ase-finetune: error: ")
     assert message in told
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "-1"], "seed must not be negative"),
+        (["--timestep", "0"], "timestep must be positive"),
+        (["--ensemble", "npt", "--temperature", "0"], "temperature must be positive"),
+    ],
+)
+def test_a_start_that_fails_leaves_the_earlier_file(folder, capsys, options, message):
+    (folder / "run.traj").write_text("precious")
+    assert run(folder, "--overwrite", *options) == 1
+    assert message in capsys.readouterr().err
+    assert (folder / "run.traj").read_text() == "precious"
+    assert [path.name for path in folder.iterdir() if ".part" in path.name] == []
+
+
+@pytest.mark.parametrize("name", ["o.traj", "o.extxyz", "o.db"])
+def test_replacing(folder, name):
+    """All frames of the new run and none of the old one, in each format; nothing is left beside them."""
+    words = ["md", str(folder / "model"), str(folder / "train.extxyz@0"), "--output", str(folder / name)]
+    assert main([*words, "--picoseconds", "0.05", "--device", "cpu"]) == 0
+    assert main([*words, "--picoseconds", "0.03", "--device", "cpu", "--overwrite"]) == 0
+    assert len(read(folder / name, ":")) == 4
+    assert [path.name for path in folder.iterdir() if ".part" in path.name] == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_frames_before_an_explosion_replace_the_earlier_file(folder, monkeypatch, links):
+    def no_links(*_):
+        raise OSError("no links here")
+
+    if not links:
+        monkeypatch.setattr("ase_finetune.cli.replacing.os.link", no_links)
+    target = folder / "o.extxyz"
+    target.write_text("old")
+
+    def explode():
+        with Replacing(target) as file:
+            assert target.read_text() == "old"
+            file.path.write_text("one")
+            file.frame_is_written()
+            assert target.read_text() == ("one" if links else "old")
+            with file.path.open("a") as stream:
+                stream.write(" two")
+            file.frame_is_written()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        explode()
+    assert target.read_text() == "one two"
+    assert [path.name for path in folder.iterdir() if ".part" in path.name] == []
+
+
+def test_endings_are_checked_first(folder, capsys):
+    words = ["md", "no-model", str(folder / "train.extxyz@0"), "--output", str(folder / "run.dump")]
+    assert main(words) == 1
+    assert "must end in one of .traj, .extxyz, .xyz, .db" in capsys.readouterr().err

@@ -49,7 +49,10 @@ def test_options_before_and_behind_the_verb():
 def test_lists():
     fit = ["fit", "m", "t", "--output", "o"]
     assert parsed(*fit, "--freeze", "a*", "b", "--epochs", "2").freeze == ["a*", "b"]
-    assert parsed(*fit, "--freeze", "[a, b]").freeze == ["a", "b"]
+    assert parsed(*fit, "--freeze", "[ab]*", "[0-9]").freeze == ["[ab]*", "[0-9]"]
+    assert parsed(*fit, "--freeze", "[a, b]").freeze == ["[a, b]"]
+    assert parsed(*fit, "--freeze", "[]").freeze == []
+    assert parsed("md", "m", "s", "--output", "o", "--repeat", "[2, 1,3]").repeat == [2, 1, 3]
     assert parsed(*fit).freeze == []
     assert parsed(*fit, "--relaxations", "x", "y").relaxations == ["x", "y"]
     assert parsed(*fit, "--valid_relaxations", "x", "y").valid_relaxations == ["x", "y"]
@@ -102,7 +105,22 @@ def test_the_line_overrides_the_file(tmp_path):
         (["doctor", "me"], "'me' is one too many: doctor takes no arguments"),
         (["fit", "m", "t", "--output", "o", "--relaxations", "x"], "--relaxations takes 2 values, got x"),
         (["md", "m", "s", "--output", "o", "--repeat", "2"], "--repeat takes 3 values"),
-        (["--print_completion", "cmd"], "--print_completion takes one of bash, zsh, tcsh"),
+        ([*RELAX, "--fmax", "1", "--fmax", "2"], "--fmax is given twice"),
+        ([*RELAX, "--config", "a.yaml", "--config", "b.yaml"], "--config is given twice"),
+        ([*RELAX, "--structures", "b"], "'a.xyz' is one too many: relax takes MODEL STRUCTURES, and --structures is"),
+        (["validate", "--structures", "POSCAR", "m"], "MODEL is missing; --structures has taken POSCAR m, so write"),
+        ([*RELAX, "--cell="], "--cell takes true or false, got an empty text"),
+        ([*RELAX, "--cell=maybe"], "--cell takes true or false, got 'maybe'"),
+        ([*RELAX, "--fmax", "nan"], "--fmax takes a number that is finite, got nan"),
+        ([*RELAX, "--fmax", "0x10"], "--fmax takes a number, got '0x10'"),
+        ([*RELAX, "--fmax", "null"], "--fmax takes a number, got 'null'"),
+        ([*RELAX, "--head", ""], "--head takes a text, got an empty text"),
+        (["relax", "m", "a", "--output", ""], "--output takes a text, got an empty text"),
+        (["relax", "m", "", "--output", "o"], "STRUCTURES takes some texts, got an empty text"),
+        ([*RELAX, "-fmax", "1"], "there is no option -fmax; did you mean --fmax"),
+        (["md", "m", "s", "--output", "o", "--repeat", "2", "1.5", "2"], "takes 3 whole numbers, got '1.5'"),
+        ([*RELAX, "--config", "/dev/null"], "it is a pipe or a device, and must be a regular file"),
+        (["--print_completion", "cmd"], "--print-completion takes one of bash, zsh, tcsh"),
         ([*RELAX, "--config", "none.yaml"], "the config file none.yaml cannot be used: there is no such file"),
     ],
 )
@@ -117,3 +135,45 @@ def test_what_is_not_understood(capsys, words, message):
 @pytest.mark.parametrize("verb", VERBS)
 def test_abbreviations_are_refused(capsys, verb):
     assert "there is no option --hel; did you mean --help" in refused(capsys, verb, "--hel")
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "~", "# x", "[a]", "{a: b}", "yes", "1e5", "2020-01-01", "'q'", " x "])
+def test_words_are_texts(text):
+    assert parsed(*RELAX, "--head", text).head == text
+    assert parsed("relax", "m", text, "--output", text).structures == [text]
+
+
+def test_null_is_none():
+    assert parsed(*RELAX, "--head", "null").head is None
+    assert parsed(*RELAX, "--max_edges", "null").max_edges is None
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("True", True), ("False", False), ("yes", True), ("no", False), ("0", False), ("1", True)]
+)
+def test_booleans(word, value):
+    assert parsed(*RELAX, f"--cell={word}").cell is value
+    assert parsed(*RELAX, "--cell", word).cell is value
+    assert parsed("doctor", "--self_test", word).self_test is value
+
+
+def test_short_switches_together():
+    options = parsed("-vq", *RELAX)
+    assert options.verbose
+    assert options.quiet
+    assert parsed(*RELAX, "-qv").verbose
+    assert parsed("--debug=true", *RELAX).debug
+    assert not parsed(*RELAX, "--debug=false").debug
+
+
+def test_arguments_that_the_file_has_are_skipped(tmp_path, capsys):
+    file = tmp_path / "o.yaml"
+    words = ["relax", "--output", "o", "--config", str(file)]
+    file.write_text("model: m\n")
+    options = parsed(*words, "a.xyz")
+    assert (options.model, options.structures) == ("m", ["a.xyz"])
+    options = parsed("relax", "--output", "o", "--model", "m", "a.xyz", "b.xyz")
+    assert (options.model, options.structures) == ("m", ["a.xyz", "b.xyz"])
+    file.write_text("model: m\nstructures: [x.xyz]\n")
+    assert parsed(*words, "n", "a.xyz").model == "n"
+    assert "what is 'n'? The config file has all arguments" in refused(capsys, *words, "n")
