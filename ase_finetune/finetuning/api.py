@@ -126,9 +126,8 @@ def finetune(
     with ExitStack() as open_:
         keeper = None if folder is None else open_.enter_context(RunKeeper(folder, resume, log, config, processes))
         run = _context(model, head, config, log, processes, None if keeper is None else keeper.prepared())
-        open_.callback(log.close)
-        if processes.is_first:
-            log.watchers += build_watchers(config, folder, log)
+        open_.push(log.end)
+        log.watchers += processes.on_first(lambda: build_watchers(config, folder, log)) or []
         return _run(run, sources, keeper)
 
 
@@ -164,7 +163,7 @@ def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedC
     if keeper is not None:
         keeper.write_result(potential)
         if run.config.report:
-            keeper.write_report(_record(run, stages, weights, rows))
+            _report(keeper, run, stages, weights, rows)
         keeper.write_log()
     unfreeze_parameters(potential, metadata["frozen"])
     calculator = FinetunedCalculator(potential, device=str(potential.device), dtype=run.config.dtype)
@@ -172,6 +171,15 @@ def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedC
     if keeper is not None:
         calculator.parameters["model"] = str(keeper.best_model)
     return calculator
+
+
+def _report(keeper: RunKeeper, run: Context, stages: Stages, weights: Weights, history: list[dict[str, Any]]) -> None:
+    """Write the report. What goes wrong with it is told, and does not cost what was trained."""
+    try:
+        keeper.write_report(_record(run, stages, weights, history))
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        run.log(f"note: there is no report ({reason}); the model is in {keeper.best_model}, resume=True tries again")
 
 
 def _record(run: Context, stages: Stages, weights: Weights, history: list[dict[str, Any]]) -> RunRecord:

@@ -72,8 +72,8 @@ class Watcher(Protocol):
     def skip(self, rows: int) -> None:
         """Called when a run goes on, with the number of rows that were told before."""
 
-    def close(self) -> None:
-        """Called when the run has ended, however it did."""
+    def close(self, failed: bool) -> None:
+        """Called when the run has ended, or when this watcher has failed."""
 
 
 class Log:
@@ -113,23 +113,30 @@ class Log:
             try:
                 watcher.epoch(row)
             except Exception as error:  # noqa: BLE001  # what is only shown must not end what was trained for hours
-                self.watchers.remove(watcher)
                 self(f"note: {type(watcher).__name__} is not told of further epochs: {error!r}")
+                self.watchers.remove(watcher)
+                self._close(watcher, failed=True)
 
     def skip(self, rows: int) -> None:
         """Tell watchers that a run goes on."""
         for watcher in self.watchers:
             watcher.skip(rows)
 
-    def close(self) -> None:
-        """Tell watchers that nothing more comes."""
+    def end(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Tell watchers that nothing more comes, and whether an error is why; as an exit of a ``with``."""
         while self.watchers:
-            self.watchers.pop().close()
+            self._close(self.watchers.pop(), failed=kind is not None)
 
     def bar(self, total: int, what: str, done: int = 0) -> tqdm[Any]:
         """A progress bar, shown on terminals only, and not for what is done at once."""
         hidden = None if self.verbose else True
         return tqdm(total=total, initial=done, desc=what, leave=False, delay=_AT_ONCE, disable=hidden)
+
+    def _close(self, watcher: Watcher, failed: bool) -> None:
+        try:
+            watcher.close(failed)
+        except Exception as error:  # noqa: BLE001  # as for epochs
+            self(f"note: {type(watcher).__name__} could not be closed: {error!r}")
 
     def _print(self, text: str, level: int) -> None:
         if self.verbose >= level:

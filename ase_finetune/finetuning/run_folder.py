@@ -125,6 +125,7 @@ class RunFolder:
         """The final state of everything."""
         save_potential(potential, self.model, metadata=metadata, overwrite=True)
         self.write_metadata(metadata)
+        self._write_log()
 
     def write_report(self, record: RunRecord) -> None:
         """The report, and what it was made of, to make it anew."""

@@ -50,9 +50,9 @@ class FabricWatcher:
         """So many rows were told before the run was interrupted."""
         self._step = rows
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """Write what is left."""
-        self._logger.finalize("success")
+        self._logger.finalize("failed" if failed else "success")
         finish = getattr(getattr(self._logger, "experiment", None), "finish", None)
         if finish is not None:  # else the next run of this process would go into the same one of Weights & Biases
             finish()

@@ -59,9 +59,10 @@ class LivePicture:
     def skip(self, rows: int) -> None:
         """What was told before the run was interrupted is not shown again."""
 
-    def close(self) -> None:
-        """Show all epochs."""
-        self._show()
+    def close(self, failed: bool) -> None:
+        """Show all epochs, unless showing them is what failed."""
+        if not failed:
+            self._show()
 
     def _show(self) -> None:
         start = time.perf_counter()

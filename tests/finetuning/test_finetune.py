@@ -326,7 +326,8 @@ def test_history_is_the_error_of_the_weights():
 def test_output_folder(tmp_path):
     output = tmp_path / "deep" / "run"
     calculator = run(output=output)
-    written = {"model", "history.csv", "run.json", "log.txt", "record.safetensors", "checkpoints", ".lock"}
+    written = {"model", "history.csv", "run.json", "log.txt", "checkpoints", ".lock"}
+    written |= {"record.safetensors", "report.html", "report"}
     assert {path.name for path in output.iterdir()} == written
     with (output / "history.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
