@@ -30,6 +30,7 @@ from ase_finetune.potentials import Potential, load_potential
 from ase_finetune.potentials.devices import machine, resolve_device, resolve_dtype
 from ase_finetune.potentials.formats import CONFIG_FILE
 from ase_finetune.potentials.storage import potential_hash
+from ase_finetune.potentials.warming import warm_up
 from ase_finetune.reporting import RunRecord
 from ase_finetune.version import __version__
 
@@ -256,6 +257,7 @@ def _load(
     potential, base = load_potential(model, head=head, device=device, dtype=dtype, trust_pickle=config.trust_pickle)
     if potential is model:
         potential = copy.deepcopy(potential).to(device=device, dtype=dtype)
+    warm_up(potential)
     return potential, base
 
 

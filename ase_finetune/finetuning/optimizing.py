@@ -61,6 +61,16 @@ def parameter_table(potential: Potential) -> str:
     return "\n".join([*lines, f"  {'all':32s}{trained:12,d}{frozen:10,d}"])
 
 
+def parameter_summary(potential: Potential) -> str:
+    """How many parameters are trained, and where the frozen ones are, in a line."""
+    named = list(potential.native_parameters())
+    trained = sum(parameter.numel() for _, parameter in named if parameter.requires_grad)
+    parts = dict.fromkeys(name.split(".")[0] for name, parameter in named if not parameter.requires_grad)
+    frozen = sum(parameter.numel() for _, parameter in named) - trained
+    where = f" ({', '.join(list(parts)[:6])}{', ...' if len(parts) > 6 else ''})" if parts else ""
+    return f"parameters: {trained:,d} trained, {frozen:,d} frozen{where}"
+
+
 def build_optimizer(
     parameters: list[nn.Parameter], learning_rate: float, config: FinetuneConfig
 ) -> torch.optim.Optimizer:

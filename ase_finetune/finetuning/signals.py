@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -47,6 +49,9 @@ class StopSignals:
     def _note(self, number: int, _: FrameType | None) -> None:
         self.received = number
         self._restore()
+        # A step may take long, and silence asks for a second Ctrl-C. Not by print, which may be in the middle of a line.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{signal.Signals(number).name}: stopping after this step, with a checkpoint\n".encode())
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -28,7 +28,7 @@ from ase_finetune.finetuning.context import Context
 from ase_finetune.finetuning.frame_task import FrameBatches, FrameTask, Replay, edge_budget
 from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.old_material import OldStructures, build_penalty, label_replay, read_replay, shift_labels
-from ase_finetune.finetuning.optimizing import freeze_parameters, parameter_table
+from ase_finetune.finetuning.optimizing import freeze_parameters, parameter_summary, parameter_table
 from ase_finetune.finetuning.preparing import Frames, Target, check_and_align, labelled_graphs, read_target
 from ase_finetune.finetuning.recording import JudgedSet
 from ase_finetune.finetuning.relaxation_task import RelaxationTask
@@ -91,7 +91,8 @@ def prepare(run: Context, sources: Sources) -> Stages:
     if pairs is not None:
         _tell_pairs(pairs, run.log)
     metadata["frozen"] = freeze_parameters(potential, config.freeze)
-    run.log(parameter_table(potential))
+    run.log(parameter_summary(potential))
+    run.log.detail(parameter_table(potential))
     stages = Stages(Replay(watched=watched))
     metadata["fisher"] = None
     if config.uses_ewc:

@@ -35,6 +35,7 @@ from ase_finetune.metrics import evaluate
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.memory import peak_memory
+from ase_finetune.potentials.warming import warm_up
 
 
 class Keeper(Protocol):
@@ -100,6 +101,7 @@ class Trainer:
         self._average = None
         if config.ema_decay is not None:
             self._average = AveragedModel(potential, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+            warm_up(self.evaluated)
         self._replay_pieces = self._replay_from(0)
 
     def fit(self) -> None:

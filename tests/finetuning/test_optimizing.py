@@ -8,7 +8,13 @@ from torch import nn
 
 from ase_finetune import FinetuneConfig
 from ase_finetune.errors import InputError
-from ase_finetune.finetuning.optimizing import build_optimizer, build_schedule, freeze_parameters, parameter_table
+from ase_finetune.finetuning.optimizing import (
+    build_optimizer,
+    build_schedule,
+    freeze_parameters,
+    parameter_summary,
+    parameter_table,
+)
 from tests import morse
 
 
@@ -94,3 +100,10 @@ def test_parameter_table():
         "shift": ["0", "2"],
         "all": ["6", "2"],
     }
+
+
+def test_parameter_summary():
+    potential = morse.pretrained()
+    assert parameter_summary(potential) == "parameters: 8 trained, 0 frozen"
+    freeze_parameters(potential, ["shift", "d*"])
+    assert parameter_summary(potential) == "parameters: 2 trained, 6 frozen (depth, distance, shift)"
