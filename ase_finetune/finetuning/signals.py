@@ -49,9 +49,10 @@ class StopSignals:
     def _note(self, number: int, _: FrameType | None) -> None:
         self.received = number
         self._restore()
-        # A step may take long, and silence asks for a second Ctrl-C. Not by print, which may be in the middle of a line.
+        # A step may take long, and silence asks for a second Ctrl-C. Not by print, which may be at work just now.
+        told = f"\n{signal.Signals(number).name}: stopping after this step, with a checkpoint\n"
         with contextlib.suppress(OSError):
-            os.write(2, f"\n{signal.Signals(number).name}: stopping after this step, with a checkpoint\n".encode())
+            os.write(2, told.encode())
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
