@@ -64,14 +64,14 @@ MODELS = Verb(
 
 
 #: Of native checkpoints, by backend: what the tools that read them look for.
-_ENDINGS = {"sevenn": ".pth", "mace": ".model", "morse": ".json"}
+ENDINGS = {"sevenn": ".pth", "mace": ".model", "morse": ".json"}
 
 
 def _export(options: Namespace, terminal: Terminal) -> int:
     check_file(options.path, overwrite=options.overwrite, inputs=(options.model,))
     calculator = load_calculator(options, terminal)
     backend = calculator.potential.backend
-    ending = _ENDINGS.get(backend)
+    ending = ENDINGS.get(backend)
     if ending is not None and Path(options.path).suffix != ending:
         raise InputError(f"{options.path} must end in {ending}: that is what a checkpoint of {backend} is called")
     calculator.export(Path(options.path), overwrite=options.overwrite)
