@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import platform
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.context import Context
 from ase_finetune.finetuning.history import History, Log, comparison_table, header_line
 from ase_finetune.finetuning.keeping import RunKeeper
+from ase_finetune.finetuning.loading import load_own
 from ase_finetune.finetuning.optimizing import unfreeze_parameters
 from ase_finetune.finetuning.prepared import Prepared
 from ase_finetune.finetuning.preparing import Frames
@@ -26,11 +26,10 @@ from ase_finetune.finetuning.stages import Sources, Stages, prepare
 from ase_finetune.finetuning.training import Trainer
 from ase_finetune.finetuning.watchers import build_watchers
 from ase_finetune.parallel import Processes, launched
-from ase_finetune.potentials import Potential, load_potential
-from ase_finetune.potentials.devices import machine, resolve_device, resolve_dtype
+from ase_finetune.potentials import Potential
+from ase_finetune.potentials.devices import machine
 from ase_finetune.potentials.formats import CONFIG_FILE
 from ase_finetune.potentials.storage import potential_hash
-from ase_finetune.potentials.warming import warm_up
 from ase_finetune.reporting import RunRecord
 from ase_finetune.version import __version__
 
@@ -205,7 +204,7 @@ def _context(
     processes: Processes,
     prepared: Prepared | None = None,
 ) -> Context:
-    potential, base = _load(model, head, config, processes)
+    potential, base = load_own(model, head, config, processes)
     metadata = _describe_base(model, potential, base, config) | {"processes": processes.size}
     metadata["machine"] = machine(potential.device)
     size = sum(parameter.numel() for _, parameter in potential.native_parameters())
@@ -248,17 +247,6 @@ def _conclude(trainer: Trainer, log: Log) -> dict[str, Any]:
         "before": {name: errors.to_dict() for name, errors in before.items()},
         "after": {name: errors.to_dict() for name, errors in after.items()},
     }
-
-
-def _load(
-    model: Model, head: str | None, config: FinetuneConfig, processes: Processes
-) -> tuple[Potential, dict[str, Any]]:
-    device, dtype = processes.device or resolve_device(config.device), resolve_dtype(config.dtype)
-    potential, base = load_potential(model, head=head, device=device, dtype=dtype, trust_pickle=config.trust_pickle)
-    if potential is model:
-        potential = copy.deepcopy(potential).to(device=device, dtype=dtype)
-    warm_up(potential)
-    return potential, base
 
 
 def _describe_base(model: Model, potential: Potential, base: dict[str, Any], config: FinetuneConfig) -> dict[str, Any]:

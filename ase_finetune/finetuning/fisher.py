@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,12 @@ from ase_finetune.files import is_there
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.context import Context
 from ase_finetune.finetuning.history import Log
+from ase_finetune.finetuning.loading import load_own
 from ase_finetune.finetuning.old_material import estimate_fisher, label_replay, read_replay
 from ase_finetune.finetuning.optimizing import freeze_parameters
 from ase_finetune.finetuning.preparing import Frames
 from ase_finetune.losses import Loss
 from ase_finetune.parallel import ALONE, Processes
-from ase_finetune.potentials import Potential, load_potential
-from ase_finetune.potentials.devices import resolve_device, resolve_dtype
 from ase_finetune.potentials.storage import potential_hash
 
 
@@ -115,7 +113,8 @@ def fisher_information(
     options["replay_size"] = max(FinetuneConfig().replay_size, size)
     config = FinetuneConfig.from_options({"method": "ewc", "fisher": kind, **options})
     log = Log(verbose if processes.is_first else 0)
-    run = Context(_load(model, head, config, processes), config, log, {}, processes)
+    potential, _ = load_own(model, head, config, processes)
+    run = Context(potential, config, log, {}, processes)
     model_hash = potential_hash(run.potential)
     freeze_parameters(run.potential, run.config.freeze)
     fisher, data_hash = _estimate(run, structures)
@@ -124,13 +123,6 @@ def fisher_information(
             lambda: save_fisher(fisher, output, model_hash=model_hash, data_hash=data_hash, overwrite=overwrite)
         )
     return fisher
-
-
-def _load(model: Model, head: str | None, config: FinetuneConfig, processes: Processes) -> Potential:
-    """The potential, a copy of it where it was given as one."""
-    where, kind = processes.device or resolve_device(config.device), resolve_dtype(config.dtype)
-    potential, _ = load_potential(model, head=head, device=where, dtype=kind, trust_pickle=config.trust_pickle)
-    return copy.deepcopy(potential).to(device=where, dtype=kind) if potential is model else potential
 
 
 def _estimate(run: Context, structures: Frames) -> tuple[FisherInformation, str]:

@@ -134,7 +134,6 @@ def test_reports(folder, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_report_of_a_run(folder, capsys):
-    pytest.importorskip("matplotlib")
     assert fit(folder, "--epochs", "1", "--quiet", report=True) == 0
     assert main(["report", str(folder / "run"), "--frames", str(folder / "valid.extxyz"), "-q", "--device", "cpu"]) == 0
     path = folder / "run" / "report.html"

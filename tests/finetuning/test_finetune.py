@@ -789,7 +789,7 @@ def test_unknown_option():
 
 def test_output_that_holds_another_run(tmp_path, monkeypatch):
     (tmp_path / "precious.txt").write_text("mine")
-    monkeypatch.setattr("ase_finetune.finetuning.api.load_potential", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("ase_finetune.finetuning.loading.load_potential", lambda *_, **__: pytest.fail("too late"))
     with pytest.raises(OutputExistsError, match=re.escape(f"{tmp_path} exists and is not empty")):
         run(output=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]

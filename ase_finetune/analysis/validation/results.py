@@ -11,7 +11,8 @@ import numpy as np
 #: ``"told"`` is a number without a judgement.
 Verdict = Literal["ok", "suspicious", "failed", "told"]
 
-_ORDER: dict[Verdict, int] = {"told": 0, "ok": 1, "suspicious": 2, "failed": 3}
+#: How grave a verdict is.
+GRAVITY: dict[Verdict, int] = {"told": 0, "ok": 1, "suspicious": 2, "failed": 3}
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class CheckResult:
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
     """The gravest of some verdicts; ``"told"`` of none."""
-    return max(verdicts, key=_ORDER.__getitem__, default="told")
+    return max(verdicts, key=GRAVITY.__getitem__, default="told")
 
 
 def judged(name: str, value: float, unit: str, *, failed: str = "", suspicious: str = "") -> Quantity:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ase_finetune.analysis.validation.results import CheckResult, Quantity, Verdict, worst
+from ase_finetune.analysis.validation.results import GRAVITY, CheckResult, Quantity, Verdict, worst
 
 #: Smaller numbers, in any unit of the table, are rounding.
 _ROUNDING = 1e-9
@@ -131,7 +131,7 @@ class Validation:
         if self.against is None:
             return [item.name, _number(item.value), item.unit, verdict]
         before = _number(float("nan") if row.before is None else row.before.value)
-        if row.before is not None and _rank(row.before.verdict) > _rank("ok"):
+        if row.before is not None and GRAVITY[row.before.verdict] > GRAVITY["ok"]:
             before += "!"
         return [item.name, before, _number(item.value), _number(row.change, sign=True), item.unit, verdict]
 
@@ -163,7 +163,7 @@ class Validation:
             worse = [
                 f"{new.structure}: {new.check}"
                 for old, new in zip(self.against, self.results, strict=True)
-                if _rank(new.verdict) > max(_rank(old.verdict), 1)
+                if GRAVITY[new.verdict] > max(GRAVITY[old.verdict], GRAVITY["ok"])
             ]
             text += "; worse than before: " + ", ".join(worse) if worse else "; none is worse than before"
         return text
@@ -195,10 +195,6 @@ def _remark(result: CheckResult) -> str:
     if result.failure:
         return f"failed: {result.failure}"
     return f"not applicable: {result.not_applicable}" if result.not_applicable else ""
-
-
-def _rank(verdict: Verdict) -> int:
-    return ("told", "ok", "suspicious", "failed").index(verdict)
 
 
 def _number(value: float, *, sign: bool = False) -> str:
