@@ -1,0 +1,69 @@
+"""Tables in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.science.measures import COLUMNS, Results, area, change, forgotten, gained, mean, minutes, with_averages
+from benchmarks.science.measures import value as value_of
+from benchmarks.science.plans import Plan
+
+
+def table(plan: Plan, results: Results) -> str:
+    """The results of a study: a line per case, means over the seeds."""
+    if not results:
+        return f"{plan.study}, {plan.form}: no results yet"
+    return frames_table(plan, results)
+
+
+def frames_table(plan: Plan, results: Results) -> str:
+    """Errors on every set, and what was gained and forgotten."""
+    shown = with_averages(results)
+    untouched = next((runs[0] for case, runs in results.items() if not case.options), None)
+    target = plan.picture["target"]
+    columns = {name: (of or target, measure, how) for name, (of, measure, how) in COLUMNS.items()}
+    columns = {name: what for name, what in columns.items() if what[0] in plan.judged}
+    titles = ["", *columns, "gained", "forgotten F, E", "min", "seeds"]
+    lines = [_row(titles), _row(["---"] * len(titles))]
+    for case, runs in shown.items():
+        cells = [case.name]
+        for of, measure, how in columns.values():
+            cells.append(_cell(*mean([value_of(run, of, measure) for run in runs]), how))
+        if untouched is None or not case.options:
+            cells += ["", ""]
+        else:
+            fall = mean([gained(run, untouched, target) for run in runs])[0]
+            rises = [
+                mean([change(run, untouched, "mptrj", measure) for run in runs])[0]
+                for measure in ("forces_mae", "energy_mae")
+            ]
+            cells += [f"{100 * fall:.0f} %", ", ".join(f"{100 * rise:+.1f}" for rise in rises) + " %"]
+        cells += [f"{mean([minutes(run) for run in runs])[0]:.1f}", str(len(runs))]
+        lines.append(_row(cells))
+    return "\n".join([*lines, "", *_areas(plan, results, untouched)])
+
+
+def _areas(plan: Plan, results: Results, untouched: dict[str, Any] | None) -> list[str]:
+    """Area under the front of each group."""
+    if untouched is None:
+        return []
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for case, runs in with_averages(results).items():
+        if case.options:
+            x = mean([forgotten(run, untouched) for run in runs])[0]
+            y = mean([gained(run, untouched, plan.picture["target"]) for run in runs])[0]
+            groups.setdefault(case.group or case.name, []).append((x, y))
+    ordered = sorted(((area(points), name) for name, points in groups.items()), reverse=True)
+    return ["area under the front: " + ", ".join(f"{name} {100 * size:.1f} %" for size, name in ordered)]
+
+
+def _cell(middle: float, spread: float, how: str) -> str:
+    if math.isnan(middle):
+        return "-"
+    return f"{middle:{how}}" if math.isnan(spread) else f"{middle:{how}} ± {spread:{how}}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
