@@ -22,6 +22,7 @@ FILES = {
     "wbm": "wbm_relaxed",
     "lips": "lips_test",
     "silicon": "mlearn_Si",
+    "crystals": "crystal_pairs_valid_relaxed",
     "relax_trajectories": "relax_trajectories",
     "solvents": "mace_tutorial/solvent_test",
 }
