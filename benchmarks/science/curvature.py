@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from ase import Atoms
 
 from ase_finetune.continual import FisherInformation, gaussian_fisher, save_fisher
 from ase_finetune.data import embedded_replay, read_frames
@@ -17,7 +18,7 @@ from ase_finetune.potentials.storage import potential_hash
 _NOTHING = 1e6
 
 
-def make_fisher(model: str, how: dict[str, Any], path: Path) -> Path:
+def make_fisher(model: str, how: dict[str, Any], path: Path, replay: Sequence[Atoms] | None = None) -> Path:
     """Write the curvature that a case asks for, unless it is there.
 
     Parameters
@@ -25,17 +26,20 @@ def make_fisher(model: str, how: dict[str, Any], path: Path) -> Path:
     model
         Pretrained model.
     how
-        ``kind``: ``"uniform"`` (one everywhere: L2-SP), ``"forces"`` or ``"energies"`` (label-free, of these alone),
-        ``"per-tensor"`` (label-free, each tensor divided by its mean), ``"per-tensor-mean"`` (the mean of each tensor
-        in place of its entries), ``"power"`` (label-free to the power ``exponent``); ``size`` structures.
+        ``kind``: ``"all"`` (label-free, as the package does), ``"uniform"`` (one everywhere: L2-SP), ``"forces"`` or
+        ``"energies"`` (label-free, of these alone), ``"per-tensor"`` (label-free, each tensor divided by its mean),
+        ``"per-tensor-mean"`` (the mean of each tensor in place of its entries), ``"power"`` (label-free to the power
+        ``exponent``); ``size`` structures.
     path
         File.
+    replay
+        Structures it is estimated on; the embedded ones if not given.
     """
     if path.exists():
         return path
     potential, _ = load_potential(model)
     size = int(how.get("size", 100))
-    frames = read_frames(embedded_replay()[:size], name="replay", require_labels=False)
+    frames = read_frames(list(replay or embedded_replay())[:size], name="replay", require_labels=False)
     graphs = list(frames.graphs(potential.cutoff, potential.dtype))
     scales = {"forces": {"energy_scale": _NOTHING}, "energies": {"forces_scale": _NOTHING}}
     options: dict[str, Any] = scales.get(how["kind"], {})
@@ -48,7 +52,7 @@ def make_fisher(model: str, how: dict[str, Any], path: Path) -> Path:
     values = {name: change(value, exponent) for name, value in fisher.values.items()}
     made = FisherInformation(values, {"kind": f"study: {how}"})
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_fisher(made, path, model_hash=potential_hash(potential), data_hash="embedded")
+    save_fisher(made, path, model_hash=potential_hash(potential), data_hash=frames.digest())
     return path
 
 

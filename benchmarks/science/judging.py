@@ -21,6 +21,7 @@ FILES = {
     "mptrj": "mptrj_retention",
     "wbm": "wbm_relaxed",
     "lips": "lips_test",
+    "lips_valid": "lips_valid",
     "silicon": "mlearn_Si",
     "crystals": "crystal_pairs_valid_relaxed",
     "relax_trajectories": "relax_trajectories",

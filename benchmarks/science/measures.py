@@ -80,5 +80,7 @@ def area(points: Sequence[tuple[float, float]], most_forgotten: float = 0.2) -> 
     """
     kept = [(max(0.0, x), y) for x, y in points if x <= most_forgotten]
     front = [kept[k] for k in pareto_front(kept)]
+    if not front:
+        return 0.0
     ends = [x for x, _ in front[1:]] + [most_forgotten]
     return sum(max(0.0, y) * (end - x) for (x, y), end in zip(front, ends, strict=True)) / most_forgotten
