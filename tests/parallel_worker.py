@@ -40,6 +40,7 @@ METHODS = {
     "naive": {"method": "naive"},
     "alternate": {"method": "reewc", "ewc_lambda": 0.1},
     "joint": {"method": "reewc", "ewc_lambda": 0.1, "replay_schedule": "joint", "replay_batch_size": 3},
+    "bound": {"method": "ewc", "ewc_lambda": 0.1, "max_forgetting": 0.01},
     "pieces": {"method": "replay", "max_edges": 150, "ema_decay": 0.9},
     # Batches of one frame leave a process without a share, and a worker process without a graph.
     "streamed": {"method": "naive", "batch_size": 2, "stream": True, "num_workers": 1},

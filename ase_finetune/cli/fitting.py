@@ -49,7 +49,7 @@ _TITLES = {
     "labels and reference energies": "reference group_by energy_key forces_key stress_key drop_outliers",
     "what must not be forgotten": """
         replay_labels replay_size replay_batch_size replay_schedule replay_weight monitor_size fisher fisher_size
-        fisher_draws fisher_probes fisher_normalize fisher_anchor ewc_lambda
+        fisher_draws fisher_probes fisher_normalize fisher_anchor ewc_lambda max_forgetting
         """,
     "training through relaxations (method bptt and its combinations)": "bptt",
     "machine": "device dtype trust_pickle max_edges stream num_workers",

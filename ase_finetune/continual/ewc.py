@@ -51,19 +51,31 @@ class EWCPenalty:
         anchor: Mapping[str, Tensor] | None = None,
         known: Iterable[str] = (),
     ) -> None:
-        if not 0 <= strength < float("inf"):
-            raise InputError(f"ewc_lambda must be a finite number that is not negative, got {strength}")
         named, known = dict(parameters), set(known)
         check_names(named, fisher.values, "Fisher information", known)
         if anchor is not None:
             check_names(named, anchor, "anchor", known)
-        self.strength = float(strength)
         self._parameters: list[Tensor] = list(named.values())
-        self._stiffness = [self.strength * fisher.values[name].to(parameter) for name, parameter in named.items()]
+        self._fisher = [fisher.values[name] for name in named]
+        self.strength = strength
         self._anchor = [
             parameter.detach().clone() if anchor is None else anchor[name].to(parameter).clone()
             for name, parameter in named.items()
         ]
+
+    @property
+    def strength(self) -> float:
+        """lambda, which may be set to another finite number that is not negative."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if not 0 <= value < float("inf"):
+            raise InputError(f"ewc_lambda must be a finite number that is not negative, got {value}")
+        self._strength = float(value)
+        # Made anew from the Fisher information: a resumed run has the same bits.
+        pairs = zip(self._fisher, self._parameters, strict=True)
+        self._stiffness = [self._strength * fisher.to(parameter) for fisher, parameter in pairs]
 
     @torch.no_grad()
     def value(self) -> float:

@@ -94,6 +94,11 @@ class FinetuneConfig:
         File with the parameters theta* that belong to a published Fisher file; the pretrained ones when ``None``.
     ewc_lambda
         Strength of the penalty; ``None`` is 1e-2 for a normalised Fisher and 1e5, as published, for a raw one.
+    max_forgetting
+        Largest rise of the errors on the watched replay structures, of energies and of forces: 0.03 is 3 %. The
+        strength of the penalty, where the method has one, adapts to it from ``ewc_lambda`` on; the weights with the
+        lowest validation loss that keep to it are the result. Where the pretrained model made the labels, the rise is
+        estimated. ``None`` sets no bound.
     group_by
         ``info`` key that says which frames belong to one trajectory, or ``"auto"``.
     energy_key, forces_key, stress_key
@@ -151,6 +156,7 @@ class FinetuneConfig:
     fisher_normalize: bool | None = None
     fisher_anchor: str | None = None
     ewc_lambda: float | None = None
+    max_forgetting: float | None = None
     group_by: str = "auto"
     energy_key: str | None = None
     forces_key: str | None = None
@@ -182,6 +188,19 @@ class FinetuneConfig:
                 raise InputError(f"loggers: {name!r} is not known; use {' and '.join(LOGGERS)}")
         if self.ewc_lambda is not None and not 0 <= self.ewc_lambda < float("inf"):
             raise InputError(f"ewc_lambda must be a finite number that is not negative, got {self.ewc_lambda}")
+        if self.max_forgetting is not None:
+            self._check_bound(self.max_forgetting)
+
+    def _check_bound(self, most: float) -> None:
+        if most > 1:
+            raise InputError(f"max_forgetting is a fraction of the error between 0 and 1 (0.03 is 3 %), got {most:g}")
+        if self.monitor_size == 0:
+            raise InputError("max_forgetting is measured on watched replay structures, but monitor_size=0")
+        if self.uses_ewc and self.ewc_lambda == 0:
+            raise InputError(
+                "max_forgetting multiplies ewc_lambda, and ewc_lambda=0 stays 0: start from a small one, or take a "
+                "method without EWC"
+            )
 
     @property
     def uses_replay(self) -> bool:
@@ -240,7 +259,8 @@ class FinetuneConfig:
 
 _POSITIVE = """
     epochs batch_size max_edges learning_rate clip_norm early_stopping
-    replay_size replay_batch_size fisher_size fisher_draws fisher_probes max_skipped_steps checkpoint_minutes
+    replay_size replay_batch_size fisher_size fisher_draws fisher_probes max_forgetting max_skipped_steps
+    checkpoint_minutes
     """.split()
 
 _NOT_NEGATIVE = ("replay_weight", "monitor_size", "weight_decay", "num_workers", "seed")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ase_finetune.data.loading import GraphLoader
 from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.finetuning.forgetting import ForgettingBound
 from ase_finetune.finetuning.history import FRAME_COLUMNS, Log
 from ase_finetune.finetuning.tasks import Task
 from ase_finetune.finetuning.updating import Piece, PieceLoss
@@ -28,10 +29,11 @@ from ase_finetune.potentials.memory import CPU_EDGES, EdgeBudget, probe_edges
 
 @dataclass(frozen=True)
 class Replay:
-    """Old structures: those trained on (none if ``None``), and those held out to watch forgetting."""
+    """Old structures: those trained on (none if ``None``), those held out to watch forgetting, and its bound."""
 
     trained: FrameBatches | None = None
     watched: Sequence[AtomGraph] = field(default_factory=list)
+    bound: ForgettingBound | None = None
 
 
 class FrameTask(Task):

@@ -23,10 +23,13 @@ from ase_finetune.data import FrameSet, ReferenceOffsets, embedded_replay, read_
 from ase_finetune.errors import CheckpointError, DataError, InputError
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.context import Context
+from ase_finetune.finetuning.forgetting import ForgettingBound
 from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.prepared import Prepared
 from ase_finetune.finetuning.preparing import Frames
+from ase_finetune.finetuning.state import clones
 from ase_finetune.graphs import AtomGraph
+from ase_finetune.metrics import evaluate
 from ase_finetune.potentials.base import Potential
 
 
@@ -71,6 +74,8 @@ def read_replay(potential: Potential, replay: Frames | None, config: FinetuneCon
         If the method needs some, or they cannot be used.
     """
     if replay is None:
+        if config.max_forgetting is not None:
+            raise InputError("max_forgetting is measured on watched replay structures, but replay=None")
         if config.uses_replay:
             raise InputError(f"method={config.method!r} needs replay structures, but replay=None")
         if config.uses_ewc and config.fisher in ("auto", "label-free", "empirical"):
@@ -182,6 +187,28 @@ def build_penalty(run: Context, replay: list[AtomGraph]) -> tuple[EWCPenalty, Fi
         f"largest shares: {', '.join(f'{name} {share:.0%}' for name, share in shares)}"
     )
     return penalty, fisher
+
+
+def build_bound(run: Context, watched: list[AtomGraph], penalty: EWCPenalty | None) -> ForgettingBound | None:
+    """What holds the rise of the errors on watched structures under that of the config; ``None`` without a bound.
+
+    Raises
+    ------
+    DataError
+        If the structures carry neither energies nor forces.
+    """
+    config, potential = run.config, run.potential
+    if config.max_forgetting is None:
+        return None
+
+    def measure() -> dict[str, float | None]:
+        errors = evaluate(potential, watched, config.loss, processes=run.processes)
+        return {} if errors is None else errors.to_dict()
+
+    before = run.prepared.value("errors on watched structures", measure)
+    bound = ForgettingBound(config.max_forgetting, before, clones(potential.native_parameters()), penalty)
+    run.log(bound.describe())
+    return bound
 
 
 def _known_fisher(prepared: Prepared, compute: Callable[[], FisherInformation]) -> FisherInformation:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.data import Pair, PairSet
+from ase_finetune.finetuning.forgetting import relative_rise
 from ase_finetune.finetuning.history import RELAXATION_COLUMNS, Log
 from ase_finetune.finetuning.relaxation_config import RelaxationConfig
 from ase_finetune.finetuning.tasks import Measured, RolloutErrors, Task
@@ -29,14 +30,6 @@ from ase_finetune.potentials.memory import EdgeBudget
 from ase_finetune.trajectories.evaluation import PairError, RelaxationErrors, relax_pairs, summarize
 from ase_finetune.trajectories.rollout import Rollout, rollout
 from ase_finetune.trajectories.structures import Structures
-
-#: Force error in meV/Å of universal potentials on structures like those they were trained on. A deviation from
-#: labels that the pretrained model made itself is judged beside it.
-TYPICAL_FORCE_ERROR = 40.0
-
-
-# Errors below (meV/Å) are rounding: the labels are the model's own.
-_OWN_LABELS = 0.1
 
 
 class RelaxationTask(Task):
@@ -57,6 +50,8 @@ class RelaxationTask(Task):
         For progress bars and notes.
     processes
         Share each batch and the validation.
+    own_labels
+        Whether the pretrained model labelled the old structures.
     """
 
     name = "relaxations"
@@ -71,9 +66,10 @@ class RelaxationTask(Task):
         log: Log,
         energies: Sequence[float] | None = None,
         processes: Processes = ALONE,
+        own_labels: bool = False,
     ) -> None:
         self._potential, self._train, self._valid, self._config, self._log = potential, train, valid, config, log
-        self._energies = energies
+        self._energies, self._own_labels = energies, own_labels
         # Each example is a start and the pair it belongs to.
         self._starts = [start for ends in _STARTS[config.start] for start in map(ends, train)]
         self._pair_of = [index % len(train) for index in range(len(self._starts))]
@@ -180,14 +176,10 @@ class RelaxationTask(Task):
     def forgetting(self, replay: Measured, before: Measured) -> float:
         """The relative rise of the replay force error, for the validation loss of the untouched potential.
 
-        The loss of frames has other units than that of structures, so the two cannot be added. A deviation
-        from labels of the pretrained model adds to the error it had, :data:`TYPICAL_FORCE_ERROR`, in quadrature.
+        The loss of frames has other units than that of structures, so the two cannot be added.
         """
-        old, new = (measured.to_dict()["forces_mae"] for measured in (before, replay))
-        if old < _OWN_LABELS:
-            old, new = TYPICAL_FORCE_ERROR, math.hypot(TYPICAL_FORCE_ERROR, new)
-        rise: float = new / old - 1
-        return self._scale * rise
+        errors = replay.to_dict(), before.to_dict()
+        return self._scale * relative_rise(*errors, own_labels=self._own_labels, measures=("forces_mae",))
 
     def notes(self) -> list[str]:
         notes = []

@@ -27,7 +27,14 @@ from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.context import Context
 from ase_finetune.finetuning.frame_task import FrameBatches, FrameTask, Replay, edge_budget
 from ase_finetune.finetuning.history import Log
-from ase_finetune.finetuning.old_material import OldStructures, build_penalty, label_replay, read_replay, shift_labels
+from ase_finetune.finetuning.old_material import (
+    OldStructures,
+    build_bound,
+    build_penalty,
+    label_replay,
+    read_replay,
+    shift_labels,
+)
 from ase_finetune.finetuning.optimizing import freeze_parameters, parameter_summary, parameter_table
 from ase_finetune.finetuning.preparing import Frames, Target, check_and_align, labelled_graphs, read_target
 from ase_finetune.finetuning.recording import JudgedSet
@@ -93,18 +100,21 @@ def prepare(run: Context, sources: Sources) -> Stages:
     metadata["frozen"] = freeze_parameters(potential, config.freeze)
     run.log(parameter_summary(potential))
     run.log.detail(parameter_table(potential))
-    stages = Stages(Replay(watched=watched))
+    stages = Stages(Replay())
     metadata["fisher"] = None
     if config.uses_ewc:
         stages.penalty, stages.fisher = build_penalty(run, trained)
         metadata["fisher"] = stages.fisher.metadata
+    bound = build_bound(run, watched, stages.penalty)
+    stages.replay = Replay(watched=watched, bound=bound)
+    own_labels = old is not None and not old.has_file_labels(config)
     train = [] if frames is None else labelled_graphs(potential, target.train)
     used = trained if config.uses_replay else []
     budget = _edge_budget(run, used, train)
     shared: dict[str, Any] = {"processes": run.processes}
     if used and old is not None:
         shared_replay = shared | {"weight": config.replay_weight, "describe": old.describe}
-        stages.replay = Replay(FrameBatches(potential, used, config.loss, budget, **shared_replay), watched)
+        stages.replay = Replay(FrameBatches(potential, used, config.loss, budget, **shared_replay), watched, bound)
     if frames is not None:
         valid = [] if target.valid is None else labelled_graphs(potential, target.valid)
         held_out = target.valid or target.train
@@ -115,11 +125,12 @@ def prepare(run: Context, sources: Sources) -> Stages:
     if pairs is not None:
         energies = _target_energies(run, pairs.train) if config.bptt.loss.energy > 0 else None
         stages.tasks.append(
-            RelaxationTask(potential, pairs.train, pairs.valid, config.bptt, run.log, energies, run.processes)
+            RelaxationTask(
+                potential, pairs.train, pairs.valid, config.bptt, run.log, energies, run.processes, own_labels
+            )
         )
     if old is not None:
         watched_frames = old.frames.select(range(old.trained, len(old.frames)))
-        own_labels = not old.has_file_labels(config)
         stages.judged.append(JudgedSet("replay", watched, watched_frames.describe, own_labels))
     return stages
 

@@ -14,24 +14,17 @@ from tqdm import tqdm
 
 from ase_finetune.continual import EWCPenalty
 from ase_finetune.errors import CheckpointError, NotFiniteError, TrainingError
-from ase_finetune.finetuning.best import Best
+from ase_finetune.finetuning.best import Best, Selection
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.frame_task import Replay
 from ase_finetune.finetuning.history import Log, epoch_row, header_line
 from ase_finetune.finetuning.optimizing import build_optimizer, build_schedule
 from ase_finetune.finetuning.progress import Progress
 from ase_finetune.finetuning.sampling import endless_batches, epoch_batches
-from ase_finetune.finetuning.state import (
-    State,
-    copy_into,
-    load_optimizer_state,
-    measured_from_json,
-    measured_to_json,
-    optimizer_state,
-)
+from ase_finetune.finetuning.state import State, copy_into, load_optimizer_state, optimizer_state
 from ase_finetune.finetuning.tasks import Measured, Task
 from ase_finetune.finetuning.updating import Piece, Updater
-from ase_finetune.metrics import evaluate
+from ase_finetune.metrics import Errors, evaluate
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.memory import peak_memory
@@ -58,7 +51,8 @@ class Trainer:
     task
         What is trained on and judged by.
     replay
-        Old structures to train on in between, and those that are held out to watch forgetting.
+        Old structures to train on in between, those that are held out to watch forgetting, and how much may be
+        forgotten.
     config
         The options.
     penalty
@@ -88,8 +82,7 @@ class Trainer:
         self.processes = processes
         self.rows: list[dict[str, Any]] = []
         self.keeper: Keeper | None = None
-        self.initial: dict[str, Measured | None] = {}
-        self.best = Best()
+        self._selection = Selection(task, config, replay.bound)
         self.progress = Progress()
         self._clock = 0.0
         parameters = [parameter for _, parameter in potential.native_parameters(trainable_only=True)]
@@ -117,18 +110,28 @@ class Trainer:
         try:
             while self.progress.epoch <= self.task.epochs and not self._stops_early():
                 self._epoch()
+            self._selection.keep_to_bound(self.potential, self._errors_on_old, self._errors, self.log)
         finally:
             self.best.load_into(self.potential)
 
+    @property
+    def best(self) -> Best:
+        """The best weights so far."""
+        return self._selection.best
+
+    @property
+    def initial(self) -> dict[str, Measured | None]:
+        """Errors before the first epoch, on every set; empty until they are known."""
+        return self._selection.initial
+
     def _begin(self) -> None:
-        self.initial = {"train": self.task.untouched, **self._errors(self.potential)}
-        score = self._score(self.initial)
+        errors = {"train": self.task.untouched, **self._errors(self.potential)}
+        score = self._selection.begin(errors, self.potential)
         if score is not None and not math.isfinite(score):
             raise TrainingError(f"the loss of the untouched model on the validation or replay frames is {score}")
-        self.best.keep_if_better(0, score, self.initial, self.potential)
         columns = self.task.columns
         self.log(header_line(columns))
-        row = epoch_row(0, self.initial, columns, learning_rate=0.0, penalty=0.0, seconds=0.0)
+        row = epoch_row(0, errors, columns, learning_rate=0.0, penalty=0.0, seconds=0.0)
         self.log.epoch({"stage": self.task.name, **row}, columns, best=True)
         self.task.begin_epoch()
         self._clock = time.perf_counter()
@@ -151,6 +154,7 @@ class Trainer:
                 progress.steps += 1
                 bar.set_postfix_str(f"all epochs: {self._remaining()} left", refresh=False)
                 bar.update()
+                self._adapt_between()
                 if self.keeper is not None:
                     self.keeper.after_step(self)
 
@@ -173,23 +177,32 @@ class Trainer:
         for note in (*progress.notes(), *self.task.notes()):
             self.log(f"note: {note}")
         errors = {"train": trained, **self._errors(self.evaluated)}
-        score = self._score(errors)
-        # Without validation the last weights are the result, but not if no step could be made with them.
-        usable = score is not None or not progress.skipped_in_a_row
-        best = usable and self.best.keep_if_better(epoch, score, errors, self.evaluated)
-        values = {
+        best = self._selection.keep_if_better(epoch, errors, self.evaluated, moved=not progress.skipped_in_a_row)
+        values: dict[str, float] = {
             "learning_rate": progress.learning_rate,
             "penalty": self.penalty.value() if self.penalty is not None else 0.0,
+            "ewc_lambda": self.penalty.strength if self.penalty is not None else 0.0,
             "skipped_steps": progress.skipped,
             "seconds": time.perf_counter() - self._clock,
             "peak_memory_gb": peak_memory(self.potential.device),
             "best": best,
         }
+        if self.replay.bound is not None:
+            values["forgetting"] = self.replay.bound.rise(errors["replay"])
+            self.replay.bound.adapt(errors["replay"])
         self.rows.append({"stage": self.task.name, **epoch_row(epoch, errors, self.task.columns, **values)})
         self.log.epoch(self.rows[-1], self.task.columns, best)
         self.progress = progress.next_epoch()
         self._clock = time.perf_counter()
         self.task.begin_epoch()
+
+    def _adapt_between(self) -> None:
+        """Do not leave the strength of the penalty alone until the end of a long epoch."""
+        bound, done = self.replay.bound, self.progress.steps
+        if bound is None or done == self._steps_per_epoch:
+            return
+        if done % bound.measured_every(self.task.epochs, self._steps_per_epoch) == 0:
+            bound.adapt(self._errors_on_old(self.evaluated))
 
     def train(self, order: Sequence[list[int]], on_step: Callable[[], object] | None = None) -> None:
         """One iteration on each batch of training examples, with the replay batches that come next."""
@@ -238,13 +251,12 @@ class Trainer:
         if self._average is not None:
             state.add("average", self.evaluated.native_parameters())
             state.values["averaged"] = int(self._average.n_averaged)
-        self.best.add_to(state)
+        self._selection.add_to(state)
         seconds = time.perf_counter() - self._clock
         state.values |= {
             "progress": asdict(self.progress) | {"seconds": seconds},
             "rates": rates,
             "schedule": self._schedule.state_dict(),
-            "initial": measured_to_json(self.initial),
             "rows": self.rows,
             # Each process has noted its own share.
             "tasks": self.processes.gather(self.task.state()),
@@ -274,11 +286,10 @@ class Trainer:
         if self._average is not None:
             copy_into(self.evaluated.native_parameters(), state.group("average"))
             self._average.n_averaged.fill_(int(values["averaged"]))
-        self.best.load_from(state, self.potential)
+        self._selection.load_from(state, self.potential)
         self.progress = Progress(**values["progress"])
         if self.progress.epoch < 1 or self.progress.steps < 0:
             raise ValueError(f"it is in epoch {self.progress.epoch}, {self.progress.steps} steps into it")
-        self.initial = measured_from_json(values["initial"])
         self.rows[:] = values["rows"]
         self._replay_pieces = self._replay_from(self.progress.replayed)
         self.task.begin_epoch()
@@ -298,28 +309,16 @@ class Trainer:
         return math.ceil(self.task.size / self.task.batch_size)
 
     def _errors(self, potential: Potential) -> dict[str, Measured | None]:
+        return {"valid": self.task.evaluate(potential), "replay": self._errors_on_old(potential)}
+
+    def _errors_on_old(self, potential: Potential) -> Errors | None:
         watched = self.replay.watched
-        valid = self.task.evaluate(potential)
         with self.log.bar(math.ceil(len(watched) / self.processes.size), "old structures") as bar:
             shared: dict[str, Any] = {"on_structure": bar.update, "processes": self.processes}
-            return {"valid": valid, "replay": evaluate(potential, watched, self.config.loss, **shared)}
-
-    def _score(self, errors: dict[str, Measured | None]) -> float | None:
-        """Validation loss plus, where forgetting is fought, the weighted rise of what replay measures.
-
-        Without validation examples there is nothing to choose by.
-        """
-        valid, replay, before = errors["valid"], errors["replay"], self.initial["replay"]
-        if valid is None:
-            return None
-        fights = self.config.uses_replay or self.config.uses_ewc
-        if not fights or replay is None or before is None:
-            return valid.loss
-        return valid.loss + self.config.replay_weight * max(0.0, self.task.forgetting(replay, before))
+            return evaluate(potential, watched, self.config.loss, **shared)
 
     def _stops_early(self) -> bool:
-        patience, done = self.config.early_stopping, self.progress.epoch - 1
-        if patience is None or done - self.best.epoch < patience:
+        if not self._selection.stops_early(self.progress.epoch - 1):
             return False
-        self.log(f"stopped early: no better score for {patience} epochs")
+        self.log(f"stopped early: no better score for {self.config.early_stopping} epochs")
         return True

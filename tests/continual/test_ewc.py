@@ -179,3 +179,14 @@ def test_weak_springs(named, fisher, strength):
 
 def test_check_names_accepts_what_fits(named, fisher):
     assert check_names(named, fisher.values, "Fisher information") is None
+
+
+def test_strength_may_be_changed(large):
+    """To the bits of a penalty that was made with it."""
+    parameters, fisher, anchor = large
+    changed, made = (EWCPenalty(parameters.items(), fisher, strength, anchor=anchor) for strength in (3.0, 0.7))
+    changed.strength = 0.7
+    assert changed.value() == made.value()
+    with pytest.raises(InputError, match="ewc_lambda must be a finite number that is not negative, got -1"):
+        changed.strength = -1.0
+    assert changed.strength == 0.7

@@ -22,7 +22,7 @@ from ase.db import connect
 from filelock import FileLock
 
 from ase_finetune import FinetunedCalculator, finetune
-from ase_finetune.continual import gaussian_fisher, save_fisher
+from ase_finetune.continual import gaussian_fisher, save_fisher, trust_region
 from ase_finetune.errors import CheckpointError, InputError, OutputError, OutputExistsError, RunStoppedError
 from ase_finetune.files import read_sealed, write_sealed
 from ase_finetune.finetuning import keeping, run_folder
@@ -126,6 +126,28 @@ def test_stopped_after_every_step(name, tmp_path, stop_at):
             run(output, **options)
         assert outcome(run(output, resume=True, **options), output) == expected, number
         shutil.rmtree(output)
+
+
+@pytest.mark.parametrize("name", ["naive", "alternate", "relaxations"])
+def test_stopped_within_a_bound(name, tmp_path, stop_at, monkeypatch):
+    """The strength of the penalty, and weights that are to be drawn back, are part of a checkpoint."""
+    monkeypatch.setattr(trust_region, "_FEWEST_STEPS", 1)
+    options = METHODS[name] | {"max_forgetting": 0.01}
+    if name == "alternate":  # and without validation the last weights are drawn back
+        options |= {"max_forgetting": 1e-3, "valid": None}
+    whole = run(tmp_path / "whole", **options)
+    expected = outcome(whole, tmp_path / "whole")
+    strengths = [row["ewc_lambda"] for row in whole.history]
+    assert len(set(strengths)) == (1 if name == "naive" else len(strengths))
+    told = (tmp_path / "whole" / "log.txt").read_text().count("drawn back")
+    assert told == (2 if name == "relaxations" else 1)
+    for number in STOPS.get(name, (1, 6, 12)):
+        output = tmp_path / f"stopped{number}"
+        stop_at(number)
+        with pytest.raises(RunStoppedError):
+            run(output, **options)
+        assert outcome(run(output, resume=True, **options), output) == expected, number
+        assert (output / "log.txt").read_text().count("drawn back") == told
 
 
 @pytest.mark.sevenn
