@@ -308,6 +308,7 @@ def test_history(method, replay):
     assert [row["epoch"] for row in calculator.history] == [1, 2, 3]
     columns = {f"{name}_{measure}" for name in SETS for measure in MEASURES}
     columns |= {"stage", "epoch", "learning_rate", "penalty", "skipped_steps", "seconds", "peak_memory_gb", "best"}
+    columns |= {"ewc_lambda"}
     for row in calculator.history:
         assert set(row) == columns
         assert (row["penalty"] > 0) == (method == "reewc")
