@@ -38,8 +38,10 @@ def main(output: str | Path = "runs/zintl", short: bool = False) -> FinetunedCal
     """Fine-tune, print the table, return the calculator."""
     pairs = read_pairs([DATA / "crystal_pairs_initial.extxyz", DATA / "crystal_pairs_relaxed.extxyz"])
     train, held_out, _ = split_pairs(pairs, 0.25)  # no formula in both
-    # Rollouts of 20 steps of FIRE; the gradient goes back through all of them in the memory of one.
-    bptt = {"epochs": 3, "batch_size": 3, "steps": 20, "learning_rate": 3e-4, "gradient": "adjoint"}
+    # Rollouts of 20 steps of FIRE from the initial structures; the gradient goes back through all of them in the memory
+    # of one. By default they start at the DFT structures and make 10 larger steps.
+    bptt = {"epochs": 3, "batch_size": 3, "start": "initial", "steps": 20, "step_size": 0.1, "learning_rate": 3e-4}
+    bptt["robust"] = None
     # What must not be forgotten: structures to replay, to watch, and for the Fisher information of EWC.
     options = {"replay_size": 60, "replay_batch_size": 3, "monitor_size": 16, "fisher_size": 60}
     if short:  # a few steps, to see that everything runs

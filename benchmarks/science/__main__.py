@@ -19,8 +19,10 @@ from benchmarks.science.fitting import fit_case
 from benchmarks.science.judging import Judge
 from benchmarks.science.pictures import draw
 from benchmarks.science.plans import Plan, read_plan, studies
+from benchmarks.science.relaxing import relax_case
 from benchmarks.science.storing import Store, claimed
 from benchmarks.science.tables import table
+from benchmarks.science.universal_mace import with_trained_model
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -53,6 +55,7 @@ def run(plan: Plan, store: Store, arguments: argparse.Namespace) -> None:
     if not waiting:
         return
     data = Path(arguments.data)
+    plan = with_trained_model(plan, data, arguments.work)
     judge = Judge(data, plan.judged)
     for case, seed in waiting:
         work = arguments.work / store.folder.name / case.result(seed)
@@ -60,7 +63,8 @@ def run(plan: Plan, store: Store, arguments: argparse.Namespace) -> None:
         with claimed(work.with_name(f"{work.name}.claim")) as mine:
             if mine and not store.has(case, seed):
                 print(f"--- {plan.study}, {plan.form}: {case.name}, seed {seed}", flush=True)
-                store.write(case, seed, fit_case(plan, case, seed, data, work, judge))
+                fit = relax_case if plan.kind == "relaxations" else fit_case
+                store.write(case, seed, fit(plan, case, seed, data, work, judge))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,6 +10,7 @@ from ase_finetune import FinetunedCalculator, finetune
 from ase_finetune.potentials import load_potential
 from benchmarks.science.curvature import make_fisher
 from benchmarks.science.judging import Judge, moved_to, read_set
+from benchmarks.science.lora import finetune_with_lora
 from benchmarks.science.plans import Case, Plan
 
 
@@ -36,7 +37,10 @@ def fit_case(plan: Plan, case: Case, seed: int, data: Path, work: Path, judge: J
         options["fisher"] = str(make_fisher(model, case.fisher, work.parent / f"{work.name}-fisher.safetensors"))
     train = read_set(data, plan.train["set"], case.frames or plan.train.get("frames"))
     start = time.process_time()
-    calculator = finetune(model, train, output=work, resume=True, report=False, seed=seed, **options)
+    if case.lora:
+        calculator = finetune_with_lora(model, train, case.lora, seed=seed, **options)
+    else:
+        calculator = finetune(model, train, output=work, resume=True, report=False, seed=seed, **options)
     cpu = time.process_time() - start
     offsets = calculator.metadata.get("reference_offsets", {})
     result: dict[str, Any] = {

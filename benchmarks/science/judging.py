@@ -19,6 +19,7 @@ from ase_finetune.potentials.batched import predict_many
 FILES = {
     "lgps": "lgps_valid",
     "mptrj": "mptrj_retention",
+    "unseen": "mptrj_retention",  # where "mptrj" is another file
     "wbm": "wbm_relaxed",
     "lips": "lips_test",
     "lips_valid": "lips_valid",
@@ -45,22 +46,31 @@ class Judge:
     data
         Folder of the research data.
     sets
-        Names of :data:`FILES`, and how many of their frames are used.
+        Names of :data:`FILES`, and how many of their frames are used; or ``file``, which stands for another one than
+        there, and ``most_atoms`` of its frames.
     """
 
-    def __init__(self, data: Path, sets: Mapping[str, int | None]) -> None:
-        self._sets = {name: read_set(data, FILES[name], count) for name, count in sets.items()}
+    def __init__(self, data: Path, sets: Mapping[str, int | Mapping[str, Any] | None]) -> None:
+        self._sets = {name: _judged(data, name, how) for name, how in sets.items()}
 
     def __call__(self, potential: Potential, offsets: Mapping[str, float] | None = None) -> dict[str, dict[str, Any]]:
         """Errors by set; ``energy_mae_target`` is that with the offsets of the fine-tuning added, meV/atom."""
-        return {name: _errors(potential, frames, offsets or {}) for name, frames in self._sets.items()}
+        return {name: errors_on(potential, frames, offsets) for name, frames in self._sets.items()}
 
 
-def _errors(potential: Potential, frames: FrameSet, offsets: Mapping[str, float]) -> dict[str, Any]:
+def _judged(data: Path, name: str, how: int | Mapping[str, Any] | None) -> FrameSet:
+    if how is None or isinstance(how, int):
+        return read_set(data, FILES[name], how)
+    frames = read_set(data, how["file"])
+    return frames.select(k for k, frame in enumerate(frames) if len(frame.atoms) <= how["most_atoms"])
+
+
+def errors_on(potential: Potential, frames: FrameSet, offsets: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Errors on one set; ``energy_mae_aligned`` is that after the best per-element offsets, meV/atom."""
     graphs = list(frames.graphs(potential.cutoff, potential.dtype))
     predictions = predict_many(potential, graphs)
     fitted = fit_reference(frames, [float(prediction.energy[0]) for prediction in predictions])
-    moved = ReferenceOffsets({atomic_numbers[symbol]: value for symbol, value in offsets.items()})
+    moved = ReferenceOffsets({atomic_numbers[symbol]: value for symbol, value in (offsets or {}).items()})
 
     def energy_mae(reference: ReferenceOffsets) -> float:
         return measure(predictions, list(align(frames, reference).graphs(potential.cutoff, potential.dtype))).energy_mae

@@ -12,11 +12,9 @@ mpl.use("agg")
 from matplotlib import pyplot as plt  # after the choice of a backend without a display
 
 from benchmarks.science.measures import Results, change, gained, mean, value, with_averages
+from benchmarks.science.palette import COLOURS, MARKERS
 from benchmarks.science.plans import Plan
-
-#: Okabe and Ito's, which can be told apart by everybody.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
-MARKERS = "osD^vPX*"
+from benchmarks.science.relaxed_pictures import draw_relaxations
 
 
 def draw(plan: Plan, results: Results, folder: Path) -> Path | None:
@@ -94,4 +92,8 @@ def _learning(plan: Plan, results: Results, untouched: dict[str, Any]) -> Any:
     return figure
 
 
-_KINDS: dict[str, Callable[[Plan, Results, dict[str, Any]], Any]] = {"pareto": _pareto, "learning": _learning}
+_KINDS: dict[str, Callable[[Plan, Results, dict[str, Any]], Any]] = {
+    "pareto": _pareto,
+    "learning": _learning,
+    "relaxations": draw_relaxations,
+}

@@ -34,6 +34,11 @@ class Case:
         Fractions of the way from the pretrained to the fine-tuned weights that are judged, too (WiSE-FT).
     start
         Name or file of a model other than that of the study.
+    labelled
+        Of a study on relaxations: labelled frames that come before the pairs, or in their place if the method does not
+        train through relaxations. ``"minima"``: the DFT minima with forces and stress of zero; ``"trajectories"``.
+    lora
+        ``rank`` and ``alpha`` of low-rank terms that are trained in place of the weights, see ``lora.py``.
     """
 
     name: str
@@ -44,6 +49,8 @@ class Case:
     fisher: dict[str, Any] = field(default_factory=dict)
     averages: Sequence[float] = ()
     start: str | None = None
+    labelled: str = ""
+    lora: dict[str, Any] = field(default_factory=dict)
 
     def result(self, seed: int) -> str:
         """Name of the file of its result, without suffix."""
@@ -63,7 +70,7 @@ class Plan:
     kind
         ``"frames"`` or ``"relaxations"``: what is trained on.
     model
-        Pretrained model.
+        Pretrained model; ``"work:universal-mace"`` is trained here, see ``universal_mace.py``.
     train
         ``{"set": name, "frames": count}``, or pairs.
     judged
@@ -74,6 +81,8 @@ class Plan:
         What is run, in this order.
     picture
         What is drawn, see ``pictures.py``.
+    relaxed
+        How held-out structures are relaxed (``fmax``, ``steps``, ``cell``), in a study on relaxations.
     """
 
     study: str
@@ -82,10 +91,11 @@ class Plan:
     kind: str
     model: str
     train: dict[str, Any]
-    judged: dict[str, int | None]
+    judged: dict[str, Any]
     options: dict[str, Any]
     cases: Sequence[Case]
     picture: dict[str, Any]
+    relaxed: dict[str, Any] = field(default_factory=dict)
 
     def only(self, names: Sequence[str]) -> Plan:
         """With the named cases alone.

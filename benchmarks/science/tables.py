@@ -9,13 +9,14 @@ from typing import Any
 from benchmarks.science.measures import COLUMNS, Results, area, change, forgotten, gained, mean, minutes, with_averages
 from benchmarks.science.measures import value as value_of
 from benchmarks.science.plans import Plan
+from benchmarks.science.relaxed import relaxations_table
 
 
 def table(plan: Plan, results: Results) -> str:
     """The results of a study: a line per case, means over the seeds."""
     if not results:
         return f"{plan.study}, {plan.form}: no results yet"
-    return frames_table(plan, results)
+    return relaxations_table(plan, results) if plan.kind == "relaxations" else frames_table(plan, results)
 
 
 def frames_table(plan: Plan, results: Results) -> str:

@@ -13,7 +13,7 @@ mpl.use("agg")
 from matplotlib import pyplot as plt  # after the choice of a backend without a display
 
 from ase_finetune.files import make_folder
-from benchmarks.science.pictures import COLOURS
+from benchmarks.science.palette import COLOURS
 
 Results = dict[str, dict[str, Any]]
 

@@ -22,12 +22,21 @@ from ase_finetune.finetuning.relaxation_config import RelaxationConfig
 from ase_finetune.finetuning.relaxation_task import RelaxationTask
 from ase_finetune.finetuning.training import Trainer
 from ase_finetune.metrics import Errors
-from ase_finetune.optimize import relax, relaxation
+from ase_finetune.optimize import GradientDescentStep, LBFGSStep, relax, relaxation
 from ase_finetune.trajectories import implicit
 from tests import morse
 
 FAST = {"device": "cpu", "dtype": "float64", "verbose": False, "early_stopping": None}
-BPTT = {"epochs": 6, "batch_size": 2, "learning_rate": 0.006, "steps": 20, "step_size": 0.1, "valid_fmax": 0.02}
+BPTT = {
+    "epochs": 6,
+    "batch_size": 2,
+    "learning_rate": 0.006,
+    "start": "initial",
+    "steps": 20,
+    "step_size": 0.1,
+    "robust": None,
+    "valid_fmax": 0.02,
+}
 
 
 def crystal(seed: int) -> Atoms:
@@ -375,3 +384,21 @@ def test_pair_sets_are_taken_as_they_are(pairs, held_out):
     assert isinstance(read, PairSet)
     one, two = (run(source, held_out, {"epochs": 1}) for source in (read, pairs))
     assert morse.same_weights(one.potential, two.potential)
+
+
+def test_rollouts_begin_with_larger_steps_of_fire_than_relaxations():
+    first, second = RelaxationConfig().method(), RelaxationConfig(step_size=0.05).method()
+    assert (first.dt, second.dt) == (0.2, 0.05)
+    # A curvature or a step in Å²/eV is another matter.
+    for optimizer, own in (("lbfgs", LBFGSStep()), ("gradient-descent", GradientDescentStep())):
+        method = RelaxationConfig(optimizer=optimizer).method()
+        assert getattr(method, method.step_parameter) == getattr(own, own.step_parameter)
+
+
+def test_defaults_learn_from_few_pairs(silicon):
+    """Without any option of bptt but a learning rate for a potential of six parameters."""
+    settings = {"method": "bptt", "replay": None, "bptt": {"learning_rate": 0.006}, "freeze": ["depth", "width"]} | FAST
+    train, held_out = silicon
+    calc = finetune(morse.pretrained().double(), relaxations=train, valid_relaxations=held_out, **settings)
+    before, after = (calc.metadata["errors"][when]["valid"] for when in ("before", "after"))
+    assert after["strain_median"] < 0.7 * before["strain_median"]
