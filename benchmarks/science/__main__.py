@@ -17,6 +17,7 @@ import torch
 from benchmarks.paired import machine
 from benchmarks.science.fitting import fit_case
 from benchmarks.science.judging import Judge
+from benchmarks.science.page import with_tables
 from benchmarks.science.pictures import draw
 from benchmarks.science.plans import Plan, read_plan, studies
 from benchmarks.science.relaxing import relax_case
@@ -38,6 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder of results")
     parser.add_argument("--work", type=Path, default=Path("runs/science"), help="folder of checkpoints")
     parser.add_argument("--pictures", type=Path, default=Path("runs/science"), help="folder of pictures")
+    parser.add_argument("--page", type=Path, help="page whose tables are made anew, docs/science.md")
     parser.add_argument("--threads", type=int, help="of torch on the CPU")
     arguments = parser.parse_args(argv)
     unknown = [name for name in arguments.studies if name not in studies()]
@@ -81,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(table(plan, store.read()))
         picture = draw(plan, store.read(), arguments.pictures)
         print(f"picture: {picture}" if picture else "no picture yet")
+    if arguments.page is not None:
+        page = with_tables(arguments.page.read_text(encoding="utf-8"), arguments.results)
+        arguments.page.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

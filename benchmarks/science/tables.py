@@ -19,6 +19,20 @@ def table(plan: Plan, results: Results) -> str:
     return relaxations_table(plan, results) if plan.kind == "relaxations" else frames_table(plan, results)
 
 
+def how_it_was_made(plan: Plan, results: Results) -> str:
+    """Command, machine, versions and dates of the results, in a paragraph."""
+    runs = [run for found in results.values() for run in found]
+    machines = sorted({run["machine"] for run in runs})
+    dates = sorted({run["date"] for run in runs})
+    packages = sorted({f"{name} {run['versions'][name]}" for run in runs for name in ("sevenn", "mace-torch", "ase")})
+    form = "" if plan.form == "full" else " --quick" if plan.form == "quick" else f" --form {plan.form}"
+    return (
+        f"`python -m benchmarks.science {plan.study}{form} --data FOLDER`; {'; '.join(machines)}; "
+        f"{', '.join(packages)}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "
+        f"seeds {', '.join(map(str, sorted({run['seed'] for run in runs})))}."
+    )
+
+
 def frames_table(plan: Plan, results: Results) -> str:
     """Errors on every set, and what was gained and forgotten."""
     shown = with_averages(results)
