@@ -93,7 +93,7 @@ class FinetuneConfig:
     fisher_anchor
         File with the parameters theta* that belong to a published Fisher file; the pretrained ones when ``None``.
     ewc_lambda
-        Strength of the penalty; ``None`` is 1e-2 for a normalised Fisher and 1e5, as published, for a raw one.
+        Strength of the penalty; ``None`` is 3e-4 for a normalised Fisher and 1e5, as published, for a raw one.
     max_forgetting
         Largest rise of the errors on the watched replay structures, of energies and of forces: 0.03 is 3 %. The
         strength of the penalty, where the method has one, adapts to it from ``ewc_lambda`` on; the weights with the
@@ -144,13 +144,13 @@ class FinetuneConfig:
     freeze: Sequence[str] = ()
     reference: Literal["align", "shift", "none"] = "align"
     replay_labels: Literal["auto", "pseudo", "data"] = "auto"
-    replay_size: int = 200
+    replay_size: int = 400
     replay_batch_size: int | None = None
     replay_schedule: Literal["alternate", "joint"] = "alternate"
     replay_weight: float = 1.0
     monitor_size: int = 32
     fisher: str = "auto"
-    fisher_size: int = 100
+    fisher_size: int = 200
     fisher_draws: int = 1
     fisher_probes: int | None = None
     fisher_normalize: bool | None = None

@@ -237,7 +237,7 @@ def _checked_anchor(potential: Potential, path: str) -> dict[str, torch.Tensor]:
 
 
 #: EWC strength for a Fisher information divided by its mean, and the published one for a raw Fisher.
-DEFAULT_LAMBDA_NORMALIZED = 1e-2
+DEFAULT_LAMBDA_NORMALIZED = 3e-4
 DEFAULT_LAMBDA_RAW = 1e5
 
 

@@ -26,6 +26,7 @@ def with_tables(text: str, results: Path) -> str:
     def made(found: re.Match[str]) -> str:
         plan = read_plan(found[1], found[2])
         known = Store(results, plan).read()
-        return f"<!-- results: {found[1]} {found[2]} -->\n{how_it_was_made(plan, known)}\n\n{table(plan, known)}\n<!-- end -->"
+        content = f"{how_it_was_made(plan, known)}\n\n{table(plan, known)}"
+        return f"<!-- results: {found[1]} {found[2]} -->\n{content}\n<!-- end -->"
 
     return _TABLE.sub(made, text)
