@@ -39,7 +39,7 @@ _HOW = (
         "label-free",
         "From the model's own predictions (label-free), or from the loss on labels of the file (empirical).",
     ),
-    Option("size", int, 100, "Structures it is estimated on."),
+    Option("size", int, 200, "Structures it is estimated on."),
     Option("draws", int, 1, "Random draws per structure (label-free)."),
     Option("probes", int | None, None, "Backward passes per batch (empirical); null is exact, one per structure."),
     Option("seed", int, 0, "Of the draws."),

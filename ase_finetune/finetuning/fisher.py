@@ -28,7 +28,7 @@ def fisher_information(
     structures: Frames = "embedded",
     *,
     kind: Literal["label-free", "empirical"] = "label-free",
-    size: int = 100,
+    size: int = 200,
     draws: int = 1,
     probes: int | None = None,
     loss: Loss | Mapping[str, Any] | None = None,

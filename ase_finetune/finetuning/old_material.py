@@ -163,6 +163,11 @@ def build_penalty(run: Context, replay: list[AtomGraph]) -> tuple[EWCPenalty, Fi
     config, log, potential = run.config, run.log, run.potential
     fisher = _known_fisher(run.prepared, lambda: estimate_fisher(run, replay))
     own = fisher.metadata.get("kind") != "published"
+    if not own and config.fisher_anchor is None and potential.several_orders:
+        raise CheckpointError(
+            f"{config.fisher} does not say which version of {potential.backend} it is for, and versions order weights "
+            f"differently under the same names; give fisher_anchor, too: it is compared with the model"
+        )
     normalize = own if config.fisher_normalize is None else config.fisher_normalize
     if normalize:
         fisher = fisher.normalized()
@@ -232,7 +237,8 @@ def _checked_anchor(potential: Potential, path: str) -> dict[str, torch.Tensor]:
         if value is not None and value.shape == parameter.shape:
             difference = float((value.to(parameter) - parameter.detach()).abs().max())
             if difference > 1e-4 * max(1.0, float(parameter.detach().abs().max())):
-                raise CheckpointError(f"{path} is the anchor of another model: {name} differs by {difference:.2g}")
+                order = f", or of another version of {potential.backend}" if potential.several_orders else ""
+                raise CheckpointError(f"{path} is the anchor of another model{order}: {name} differs by {difference:.2g}")
     return anchor
 
 

@@ -76,6 +76,11 @@ class Potential(nn.Module, ABC):
     heads: tuple[str, ...] = ()
     head: str | None = None
 
+    @property
+    def several_orders(self) -> bool:
+        """Whether other versions of the backend order weights differently under the same names."""
+        return False
+
     @abstractmethod
     def atomic_energies(self, graph: AtomGraph, edge_index: Tensor, vectors: Tensor) -> Tensor:
         """Per-atom energies from edge vectors.

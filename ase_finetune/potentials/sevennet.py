@@ -119,6 +119,11 @@ class SevenNetPotential(Potential):
             native, config = _build(config, state)
         return cls(native, config, head)
 
+    @property
+    def several_orders(self) -> bool:
+        """True from sevenn 0.11 on, which sorts the weights of its convolutions when it loads older checkpoints."""
+        return sorts_weights(_installed_version())
+
     def atomic_energies(self, graph: AtomGraph, edge_index: Tensor, vectors: Tensor) -> Tensor:
         keys = self._keys
         types = self._type_index[graph.numbers]

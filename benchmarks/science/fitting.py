@@ -52,7 +52,7 @@ def fit_case(plan: Plan, case: Case, seed: int, data: Path, work: Path, judge: J
         "offsets": offsets,
         "history": calculator.history,
     }
-    if case.averages:
+    if case.averages and seed == case.seeds[0]:
         result["averages"] = _averages(case, work, judge, offsets)
     return result
 

@@ -31,7 +31,8 @@ class Case:
     fisher
         Curvature made for this case, see ``curvature.py``; the options' own if empty.
     averages
-        Fractions of the way from the pretrained to the fine-tuned weights that are judged, too (WiSE-FT).
+        Fractions of the way from the pretrained to the fine-tuned weights that are judged, too, with the first seed
+        (WiSE-FT).
     start
         Name or file of a model other than that of the study.
     labelled

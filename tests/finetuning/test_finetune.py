@@ -762,6 +762,20 @@ def test_published_style_fisher_and_anchor(tmp_path):
         run(method="reewc", **(files | {"fisher_anchor": str(tmp_path / "other.pt")}))
 
 
+def test_published_fisher_where_versions_order_weights_differently(tmp_path, monkeypatch):
+    monkeypatch.setattr(MorsePotential, "several_orders", True)
+    potential = morse.pretrained()
+    torch.save({name: torch.ones(2) for name in morse.weights(potential)}, tmp_path / "fisher.pt")
+    torch.save(morse.weights(potential), tmp_path / "anchor.pt")
+    torch.save(morse.weights(morse.truth()), tmp_path / "other.pt")
+    fisher = str(tmp_path / "fisher.pt")
+    with pytest.raises(CheckpointError, match=r"fisher\.pt does not say which version .*; give fisher_anchor, too"):
+        run(method="ewc", fisher=fisher)
+    with pytest.raises(CheckpointError, match=r"other\.pt is the anchor of another model, or of another version of"):
+        run(method="ewc", fisher=fisher, fisher_anchor=str(tmp_path / "other.pt"))
+    assert run(method="ewc", fisher=fisher, fisher_anchor=str(tmp_path / "anchor.pt")).history[-1]["penalty"] > 0
+
+
 def test_missing_fisher_file():
     with pytest.raises(CheckpointError, match=r"nowhere\.safetensors does not exist"):
         run(method="ewc", fisher="nowhere.safetensors")

@@ -338,3 +338,8 @@ class TestFilesThatAreNone:
         before = set(torch.serialization.get_safe_globals())
         SevenNetPotential.from_checkpoint(tmp_path / "tiny.pth")
         assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_whether_weights_may_be_in_another_order():
+    calculator = FinetunedCalculator("7net-0", device="cpu")
+    assert calculator.potential.several_orders == sorts_weights(importlib.metadata.version("sevenn"))
