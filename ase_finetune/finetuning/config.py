@@ -93,7 +93,8 @@ class FinetuneConfig:
     fisher_anchor
         File with the parameters theta* that belong to a published Fisher file; the pretrained ones when ``None``.
     ewc_lambda
-        Strength of the penalty; ``None`` is 3e-4 for a normalised Fisher and 1e5, as published, for a raw one.
+        Strength of the penalty; ``None`` is 3e-4 on frames and 1e-2 with relaxations for a normalised Fisher, and
+        1e5, as published, for a raw one.
     max_forgetting
         Largest rise of the errors on the watched replay structures, of energies and of forces: 0.03 is 3 %. The
         strength of the penalty, where the method has one, adapts to it from ``ewc_lambda`` on; the weights with the

@@ -173,7 +173,8 @@ def build_penalty(run: Context, replay: list[AtomGraph]) -> tuple[EWCPenalty, Fi
         fisher = fisher.normalized()
     strength = config.ewc_lambda
     if strength is None:
-        strength = DEFAULT_LAMBDA_NORMALIZED if normalize else DEFAULT_LAMBDA_RAW
+        own_scale = DEFAULT_LAMBDA_RELAXATIONS if config.uses_relaxations else DEFAULT_LAMBDA_FRAMES
+        strength = own_scale if normalize else DEFAULT_LAMBDA_RAW
     anchor = None
     if config.fisher_anchor is not None:
         path = config.fisher_anchor
@@ -242,8 +243,10 @@ def _checked_anchor(potential: Potential, path: str) -> dict[str, torch.Tensor]:
     return anchor
 
 
-#: EWC strength for a Fisher information divided by its mean, and the published one for a raw Fisher.
-DEFAULT_LAMBDA_NORMALIZED = 3e-4
+#: EWC strength for a Fisher information divided by its mean, chosen in docs/science.md: on labelled frames, and where
+#: relaxations are trained on, which say nothing about energies. For a raw Fisher information the published one.
+DEFAULT_LAMBDA_FRAMES = 3e-4
+DEFAULT_LAMBDA_RELAXATIONS = 1e-2
 DEFAULT_LAMBDA_RAW = 1e5
 
 
