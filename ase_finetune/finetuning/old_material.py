@@ -238,8 +238,8 @@ def _checked_anchor(potential: Potential, path: str) -> dict[str, torch.Tensor]:
         if value is not None and value.shape == parameter.shape:
             difference = float((value.to(parameter) - parameter.detach()).abs().max())
             if difference > 1e-4 * max(1.0, float(parameter.detach().abs().max())):
-                order = f", or of another version of {potential.backend}" if potential.several_orders else ""
-                raise CheckpointError(f"{path} is the anchor of another model{order}: {name} differs by {difference:.2g}")
+                other = f"model, or of another version of {potential.backend}" if potential.several_orders else "model"
+                raise CheckpointError(f"{path} is the anchor of another {other}: {name} differs by {difference:.2g}")
     return anchor
 
 
