@@ -36,7 +36,7 @@ def fit_case(plan: Plan, case: Case, seed: int, data: Path, work: Path, judge: J
     if case.fisher:
         options["fisher"] = str(make_fisher(model, case.fisher, work.parent / f"{work.name}-fisher.safetensors"))
     train = read_set(data, plan.train["set"], case.frames or plan.train.get("frames"))
-    start = time.process_time()
+    goes_on, start = (work / "checkpoints").exists(), time.process_time()
     if case.lora:
         calculator = finetune_with_lora(model, train, case.lora, seed=seed, **options)
     else:
@@ -48,7 +48,8 @@ def fit_case(plan: Plan, case: Case, seed: int, data: Path, work: Path, judge: J
         "sets": judge(calculator.potential, offsets),
         # Epochs, validation included, whether or not the case went on from a checkpoint.
         "seconds": sum(row["seconds"] for row in calculator.history),
-        "cpu_seconds": cpu,
+        # Unknown of a case that went on in another process.
+        "cpu_seconds": None if goes_on else cpu,
         "offsets": offsets,
         "history": calculator.history,
     }

@@ -36,8 +36,11 @@ def value(result: dict[str, Any], of: str, measure: str) -> float:
 
 
 def minutes(result: dict[str, Any]) -> float:
-    """Of training: of the processor where it is known, since cores are shared."""
-    return float(result.get("cpu_seconds") or result["seconds"]) / 60
+    """Of training: of the processor where there is no GPU, since cores are shared; ``nan`` if it is not known."""
+    if "no GPU" not in result["machine"]:
+        return float(result["seconds"]) / 60
+    found = result.get("cpu_seconds", 0.0)
+    return math.nan if found is None else float(found) / 60
 
 
 def with_averages(results: Results) -> Results:

@@ -55,7 +55,7 @@ def frames_table(plan: Plan, results: Results) -> str:
                 for measure in ("forces_mae", "energy_mae")
             ]
             cells += [f"{100 * fall:.0f} %", ", ".join(f"{100 * rise:+.1f}" for rise in rises) + " %"]
-        cells += [f"{mean([minutes(run) for run in runs])[0]:.1f}", str(len(runs))]
+        cells += [_cell(mean([minutes(run) for run in runs])[0], math.nan, ".1f"), str(len(runs))]
         lines.append(_row(cells))
     return "\n".join([*lines, "", *_areas(plan, results, untouched)])
 
