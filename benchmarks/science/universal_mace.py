@@ -73,7 +73,7 @@ class Form:
     most_atoms: int | None = None
 
 
-#: The quick one takes minutes on a CPU core; the full one is meant for a GPU.
+#: The quick one takes three minutes on a CPU core and knows little but its frames; the full one is meant for a GPU.
 FORMS = {
     "quick": Form(32, 0, 2, 2, 4.5, (32, 32), epochs=50, batch_size=4, learning_rate=1e-2, most_atoms=24),
     "full": Form(128, 1, 3, 3, 5.0, (64, 64, 64), epochs=150, batch_size=8, learning_rate=3e-3),

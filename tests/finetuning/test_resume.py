@@ -38,7 +38,8 @@ OLD = morse.oxide(8, 3)
 PAIRS = list(zip(morse.silicon(4, 4), morse.silicon(4, 5), strict=True))
 COMMON = {"epochs": 3, "learning_rate": 0.02, "monitor_size": 3, "batch_size": 3, "verbose": False, "device": "cpu"}
 COMMON |= {"report": False}  # those of resumed runs: test_recording
-BPTT = {"epochs": 2, "batch_size": 2, "steps": 3, "train_step_size": True, "valid_steps": 5}
+BPTT = {"epochs": 2, "batch_size": 2, "learning_rate": 3e-4, "start": "initial", "steps": 3, "valid_steps": 5}
+BPTT |= {"train_step_size": True, "step_size": 0.1, "robust": None}
 METHODS = {
     "naive": {"method": "naive", "schedule": "constant"},
     "alternate": {"method": "reewc", "ema_decay": 0.8},
