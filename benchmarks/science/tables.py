@@ -22,6 +22,8 @@ def table(plan: Plan, results: Results) -> str:
 def how_it_was_made(plan: Plan, results: Results) -> str:
     """Command, machine, versions and dates of the results, in a paragraph."""
     runs = [run for found in results.values() for run in found]
+    if not runs:
+        return "Not run yet."
     machines = sorted({run["machine"] for run in runs})
     dates = sorted({run["date"] for run in runs})
     packages = sorted({f"{name} {run['versions'][name]}" for run in runs for name in ("sevenn", "mace-torch", "ase")})
@@ -57,7 +59,7 @@ def frames_table(plan: Plan, results: Results) -> str:
             cells += [f"{100 * fall:.0f} %", ", ".join(f"{100 * rise:+.1f}" for rise in rises) + " %"]
         cells += [_cell(mean([minutes(run) for run in runs])[0], math.nan, ".1f"), str(len(runs))]
         lines.append(_row(cells))
-    return "\n".join([*lines, "", *_areas(plan, results, untouched)])
+    return "\n\n".join(["\n".join(lines), *_areas(plan, results, untouched)])
 
 
 def _areas(plan: Plan, results: Results, untouched: dict[str, Any] | None) -> list[str]:
@@ -70,6 +72,8 @@ def _areas(plan: Plan, results: Results, untouched: dict[str, Any] | None) -> li
             x = mean([forgotten(run, untouched) for run in runs])[0]
             y = mean([gained(run, untouched, plan.picture["target"]) for run in runs])[0]
             groups.setdefault(case.group or case.name, []).append((x, y))
+    if len(groups) < 2:
+        return []
     ordered = sorted(((area(points), name) for name, points in groups.items()), reverse=True)
     return ["area under the front: " + ", ".join(f"{name} {100 * size:.1f} %" for size, name in ordered)]
 
