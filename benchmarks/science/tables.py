@@ -26,7 +26,8 @@ def how_it_was_made(plan: Plan, results: Results) -> str:
         return "Not run yet."
     machines = sorted({run["machine"] for run in runs})
     dates = sorted({run["date"] for run in runs})
-    packages = sorted({f"{name} {run['versions'][name]}" for run in runs for name in ("sevenn", "mace-torch", "ase")})
+    named = ("sevenn", "mace-torch", "ase")
+    packages = sorted({f"{k} {version}" for run in runs for k, version in run["versions"].items() if k in named})
     form = "" if plan.form == "full" else " --quick" if plan.form == "quick" else f" --form {plan.form}"
     return (
         f"`python -m benchmarks.science {plan.study}{form} --data FOLDER`; {'; '.join(machines)}; "
