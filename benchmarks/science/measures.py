@@ -36,10 +36,13 @@ def value(result: dict[str, Any], of: str, measure: str) -> float:
 
 
 def minutes(result: dict[str, Any]) -> float:
-    """Of training: of the processor where there is no GPU, since cores are shared; ``nan`` if it is not known."""
-    if "no GPU" not in result["machine"]:
+    """Of training: of the processor where there is no GPU, since cores are shared; ``nan`` if it is not known.
+
+    By the clock where the time of the processor was not measured at all: on a GPU, and of the untouched model.
+    """
+    if "no GPU" not in result["machine"] or "cpu_seconds" not in result:
         return float(result["seconds"]) / 60
-    found = result.get("cpu_seconds", 0.0)
+    found = result["cpu_seconds"]
     return math.nan if found is None else float(found) / 60
 
 

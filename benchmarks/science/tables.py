@@ -29,11 +29,14 @@ def how_it_was_made(plan: Plan, results: Results) -> str:
     named = ("sevenn", "mace-torch", "ase")
     packages = sorted({f"{k} {version}" for run in runs for k, version in run["versions"].items() if k in named})
     form = "" if plan.form == "full" else " --quick" if plan.form == "quick" else f" --form {plan.form}"
-    return (
-        f"`python -m benchmarks.science {plan.study}{form} --data FOLDER`; {'; '.join(machines)}; "
-        f"{', '.join(packages)}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "
-        f"seeds {', '.join(map(str, sorted({run['seed'] for run in runs})))}."
-    )
+    parts = [
+        f"`python -m benchmarks.science {plan.study}{form} --data FOLDER`",
+        *machines,
+        *([", ".join(packages)] if packages else []),
+        " to ".join(dict.fromkeys((dates[0], dates[-1]))),
+        f"seeds {', '.join(map(str, sorted({run['seed'] for run in runs})))}",
+    ]
+    return "; ".join(parts) + "."
 
 
 def frames_table(plan: Plan, results: Results) -> str:
