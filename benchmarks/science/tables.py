@@ -46,12 +46,10 @@ def frames_table(plan: Plan, results: Results) -> str:
     target = plan.picture["target"]
     columns = {name: (of or target, measure, how) for name, (of, measure, how) in COLUMNS.items()}
     columns = {name: what for name, what in columns.items() if what[0] in plan.judged}
-    titles = ["", *columns, "gained", "forgotten F, E", "min", "seeds"]
+    titles = ["", "gained", "forgotten F, E", *columns, "min", "seeds"]
     lines = [_row(titles), _row(["---"] * len(titles))]
     for case, runs in shown.items():
         cells = [case.name]
-        for of, measure, how in columns.values():
-            cells.append(_cell(*mean([value_of(run, of, measure) for run in runs]), how))
         if untouched is None or not case.options:
             cells += ["", ""]
         else:
@@ -61,6 +59,8 @@ def frames_table(plan: Plan, results: Results) -> str:
                 for measure in ("forces_mae", "energy_mae")
             ]
             cells += [f"{100 * fall:.0f} %", ", ".join(f"{100 * rise:+.1f}" for rise in rises) + " %"]
+        for of, measure, how in columns.values():
+            cells.append(_cell(*mean([value_of(run, of, measure) for run in runs]), how))
         cells += [_cell(mean([minutes(run) for run in runs])[0], math.nan, ".1f"), str(len(runs))]
         lines.append(_row(cells))
     return "\n\n".join(["\n".join(lines), *_areas(plan, results, untouched)])
