@@ -6,6 +6,7 @@ carries what they say to each other.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -187,7 +188,16 @@ def launched(device: str = "auto") -> Processes:
         fabric.launch()
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         raise InputError(f"{on_node} processes on each of {nodes} nodes cannot be joined: {error}") from error
+    # Fabric does so for GPUs only. Threads of gloo that are there when the interpreter ends abort the process now and
+    # then, and torchrun calls a job failed that had done all of its work.
+    atexit.register(_leave)
     return Processes(fabric)
+
+
+def _leave() -> None:
+    """Leave the group of processes, if nobody else did."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def layout(environment: Mapping[str, str]) -> tuple[int, int, str] | None:

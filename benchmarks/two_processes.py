@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -53,9 +54,15 @@ def launch(processes: int, task: dict[str, Any]) -> float:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     found = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
     if done.returncode != 0 or len(found) != 1:
-        complaint = (done.stderr.strip() or f"{len(found)} answers").splitlines()[-1]
+        complaint = last_words(done.stderr) or f"{len(found)} answers"
         raise WorkerError(f"{processes} processes ended with status {done.returncode}: {complaint}")
     return float(json.loads(found[0])["seconds"])
+
+
+def last_words(complaints: str) -> str:
+    """The last line that a process wrote before torchrun told, at length, that it had ended."""
+    own = takewhile(lambda line: "torch/distributed/elastic/" not in line, complaints.strip().splitlines())
+    return next((line for line in reversed(list(own)) if line.strip("- ")), "")
 
 
 def run(setting: Setting) -> Iterator[Row | Missing]:

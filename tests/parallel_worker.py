@@ -5,6 +5,7 @@ python -m tests.parallel_worker FOLDER
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -154,6 +155,8 @@ def _fail() -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1])
+    # Before anything else: what is registered first is called last.
+    atexit.register(lambda: write_whether_joined(folder / f"joined{processes.rank}.json"))
     processes = launched("cpu")
     result = {"size": processes.size, "fits": fits(folder, processes), "others": others(processes)}
     result["resumed"] = resumed(folder, processes)
@@ -162,8 +165,10 @@ def main() -> None:
     digest = hashlib.sha256(json.dumps(result["fits"]).encode()).hexdigest()
     result["digests"] = processes.gather(digest)
     (folder / f"rank{processes.rank}.json").write_text(json.dumps(result), encoding="utf-8")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+
+
+def write_whether_joined(file: Path) -> None:
+    file.write_text(json.dumps(torch.distributed.is_initialized()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from benchmarks import suite
 from benchmarks.__main__ import main
 from benchmarks.paired import Comparison, alternate
+from benchmarks.two_processes import last_words
 from benchmarks.workers import Worker, WorkerError
 from tests import helpers
 
@@ -220,3 +221,9 @@ def test_a_worker_answers_line_by_line(tmp_path, monkeypatch):
     with Worker(Path(sys.executable), "worker.py", {"threads": 1}) as worker:
         assert worker.ready == {"threads": 1}
         assert [worker.seconds(), worker.seconds()] == [0.5, 0.5]
+
+
+def test_last_words_of_a_process_are_not_those_of_its_launcher():
+    told = "starting\nterminate called\n-----\nW1121 torch/distributed/elastic/api.py:1] Sending\n========\n"
+    assert last_words(told) == "terminate called"
+    assert last_words("") == ""

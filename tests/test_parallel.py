@@ -97,6 +97,11 @@ def test_all_hear_of_a_failure(two):
     assert second["on_first"] == "ProcessError: process 0 of 2 stopped with TrainingError: the first one failed"
 
 
+def test_processes_leave_their_group_at_the_end(two):
+    """A process that ends as a member of its group is aborted now and then, and the job counts as failed."""
+    assert [json.loads((two[0] / f"joined{rank}.json").read_text()) for rank in (0, 1)] == [False, False]
+
+
 def assert_same(ours: Any, theirs: Any) -> None:
     pairs = list(_pairs(ours, theirs))
     assert len(pairs) > 3

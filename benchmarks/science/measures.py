@@ -90,3 +90,8 @@ def area(points: Sequence[tuple[float, float]], most_forgotten: float = 0.2) -> 
         return 0.0
     ends = [x for x, _ in front[1:]] + [most_forgotten]
     return sum(max(0.0, y) * (end - x) for (x, y), end in zip(front, ends, strict=True)) / most_forgotten
+
+
+def table_row(cells: Sequence[str]) -> str:
+    """A line of a table in Markdown."""
+    return "| " + " | ".join(cells) + " |"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.science.measures import Results, mean, minutes, value
+from benchmarks.science.measures import Results, mean, minutes, table_row, value
 from benchmarks.science.plans import Plan
 
 #: Columns of errors: label, measure of a pair and format.
@@ -136,7 +136,7 @@ def relaxations_table(plan: Plan, results: Results) -> str:
         titles[2:2] = ["right basin"]
     if started and of == "own":
         titles[3:3] = ["RMSD + strain from the start"]
-    lines = [_WHAT[of], "", _row(titles), _row(["---"] * len(titles))]
+    lines = [_WHAT[of], "", table_row(titles), table_row(["---"] * len(titles))]
     for case, runs in results.items():
         same = not case.options
         cells = [case.name, str(runs[0].get("train_pairs", ""))]
@@ -152,7 +152,7 @@ def relaxations_table(plan: Plan, results: Results) -> str:
             known = [number for run in runs if not math.isnan(number := value(run, where, measure))]
             cells.append(f"{fmean(known):{how}}" if known else "-")
         cells += [f"{mean([minutes(run) for run in runs])[0]:.1f}", str(len(runs))]
-        lines.append(_row(cells))
+        lines.append(table_row(cells))
     return "\n".join(lines)
 
 
@@ -186,7 +186,3 @@ def _change(
     if same or found is None or math.isnan(found.percent):
         return middle
     return f"{middle} ({found.percent:+.0f} % [{found.low:+.0f}, {found.high:+.0f}])"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -45,14 +45,14 @@ class Store:
             "options": self._plan.options | case.options,
             "machine": machine(),
             "versions": versions(),
-            "commit": _commit(),
+            "commit": commit(),
             "date": time.strftime("%Y-%m-%d"),
             **result,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self._path(case, seed)
         beside = target.with_suffix(".part")
-        beside.write_text(json.dumps(_rounded(content), indent=1) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(rounded(content), indent=1) + "\n", encoding="utf-8")
         beside.replace(target)
 
     def read(self) -> dict[Case, list[dict[str, Any]]]:
@@ -81,7 +81,7 @@ def claimed(path: Path) -> Iterator[bool]:
             yield True
 
 
-def _commit() -> str:
+def commit() -> str:
     """Of the code that ran."""
     here = Path(__file__).parent
     made = subprocess.run(
@@ -90,10 +90,10 @@ def _commit() -> str:
     return made.stdout.strip() or "unknown"
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Floats to six digits: the rest is noise, and makes files long."""
     if isinstance(value, float):
         return None if not math.isfinite(value) else float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {name: _rounded(item) for name, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+        return {name: rounded(item) for name, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value

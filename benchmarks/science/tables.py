@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.science.measures import COLUMNS, Results, area, change, forgotten, gained, mean, minutes, with_averages
+from benchmarks.science.measures import (
+    COLUMNS,
+    Results,
+    area,
+    change,
+    forgotten,
+    gained,
+    mean,
+    minutes,
+    table_row,
+    with_averages,
+)
 from benchmarks.science.measures import value as value_of
 from benchmarks.science.plans import Plan
 from benchmarks.science.relaxed import relaxations_table
@@ -47,7 +57,7 @@ def frames_table(plan: Plan, results: Results) -> str:
     columns = {name: (of or target, measure, how) for name, (of, measure, how) in COLUMNS.items()}
     columns = {name: what for name, what in columns.items() if what[0] in plan.judged}
     titles = ["", "gained", "forgotten F, E", *columns, "min", "seeds"]
-    lines = [_row(titles), _row(["---"] * len(titles))]
+    lines = [table_row(titles), table_row(["---"] * len(titles))]
     for case, runs in shown.items():
         cells = [case.name]
         if untouched is None or not case.options:
@@ -62,7 +72,7 @@ def frames_table(plan: Plan, results: Results) -> str:
         for of, measure, how in columns.values():
             cells.append(_cell(*mean([value_of(run, of, measure) for run in runs]), how))
         cells += [_cell(mean([minutes(run) for run in runs])[0], math.nan, ".1f"), str(len(runs))]
-        lines.append(_row(cells))
+        lines.append(table_row(cells))
     return "\n\n".join(["\n".join(lines), *_areas(plan, results, untouched)])
 
 
@@ -86,7 +96,3 @@ def _cell(middle: float, spread: float, how: str) -> str:
     if math.isnan(middle):
         return "-"
     return f"{middle:{how}}" if math.isnan(spread) else f"{middle:{how}} ± {spread:{how}}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -29,7 +29,7 @@ from ase_finetune.potentials import load_potential
 from ase_finetune.potentials.devices import resolve_device
 from benchmarks.inputs import MODEL
 from benchmarks.paired import machine
-from benchmarks.science.storing import _commit, _rounded
+from benchmarks.science.storing import commit, rounded
 from benchmarks.science.trainers_shown import draw, table
 from benchmarks.science.trainers_sides import (
     Chosen,
@@ -233,7 +233,7 @@ def run(form: Form, sources: Sources, arguments: argparse.Namespace, results: Pa
         "all_parameters": arguments.all_parameters,
         "config": work.config.to_dict(),
         "machine": machine(),
-        "commit": _commit(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
     make_folder(results)
@@ -243,7 +243,7 @@ def run(form: Form, sources: Sources, arguments: argparse.Namespace, results: Pa
         # The weights of an earlier run may be gone; then nothing is told of their distance.
         if name != "ours" and weights(work_folder / "ours", len(work.parts)).exists():
             result["apart"] = distances(work_folder / "ours", work_folder / name, len(work.parts))
-        write_text(result_file(results, name, arguments.seed), to_json(_rounded(done | result), name) + "\n")
+        write_text(result_file(results, name, arguments.seed), to_json(rounded(done | result), name) + "\n")
 
 
 def read(results: Path, seed: int) -> dict[str, dict[str, Any]]:
