@@ -1,6 +1,6 @@
 """Replay structures that come with the package: small crystals over the whole periodic table.
 
-They are MPtrj structures without labels (see ``embedded/SOURCE.md``); labels are made by the
+They are structures of MPtrj, then of WBM, without labels (see ``embedded/SOURCE.md``); labels are made by the
 pretrained model itself, so they serve every model.
 """
 
@@ -14,7 +14,7 @@ from ase import Atoms
 
 from ase_finetune.errors import InputError
 
-_FILE = Path(__file__).parent / "embedded" / "mptrj_replay.npz"
+_FILE = Path(__file__).parent / "embedded" / "replay.npz"
 
 
 def embedded_replay(count: int | None = None) -> list[Atoms]:
@@ -30,7 +30,7 @@ def embedded_replay(count: int | None = None) -> list[Atoms]:
 
     Returns
     -------
-    Periodic structures, with the id of their MPtrj snapshot in ``info["mptrj_id"]``.
+    Periodic structures, with their id in MPtrj or WBM in ``info["source_id"]``.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def _load() -> tuple[Atoms, ...]:
             positions=positions[end - size : end].astype(float),
             cell=cell.astype(float),
             pbc=True,
-            info={"mptrj_id": str(name)},
+            info={"source_id": str(name)},
         )
         for size, end, cell, name in zip(sizes.astype(int), ends, cells, ids, strict=True)
     )

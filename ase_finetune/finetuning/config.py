@@ -93,7 +93,7 @@ class FinetuneConfig:
     fisher_anchor
         File with the parameters theta* that belong to a published Fisher file; the pretrained ones when ``None``.
     ewc_lambda
-        Strength of the penalty; ``None`` is 3e-4 on frames and 1e-2 with relaxations for a normalised Fisher, and
+        Strength of the penalty; ``None`` is 2e-4 on frames and 1e-2 with relaxations for a normalised Fisher, and
         1e5, as published, for a raw one.
     max_forgetting
         Largest rise of the errors on the watched replay structures, of energies and of forces: 0.03 is 3 %. The
@@ -128,7 +128,7 @@ class FinetuneConfig:
     """
 
     method: Literal["naive", "replay", "ewc", "reewc", "bptt", "bptt+replay", "bptt+ewc", "bptt+reewc"] = "reewc"
-    epochs: int = 10
+    epochs: int = 20
     batch_size: int = 4
     max_edges: int | None = None
     stream: bool | None = None
@@ -145,7 +145,7 @@ class FinetuneConfig:
     freeze: Sequence[str] = ()
     reference: Literal["align", "shift", "none"] = "align"
     replay_labels: Literal["auto", "pseudo", "data"] = "auto"
-    replay_size: int = 400
+    replay_size: int = 650
     replay_batch_size: int | None = None
     replay_schedule: Literal["alternate", "joint"] = "alternate"
     replay_weight: float = 1.0

@@ -245,7 +245,7 @@ def _checked_anchor(potential: Potential, path: str) -> dict[str, torch.Tensor]:
 
 #: EWC strength for a Fisher information divided by its mean, chosen in docs/science.md: on labelled frames, and where
 #: relaxations are trained on, which say nothing about energies. For a raw Fisher information the published one.
-DEFAULT_LAMBDA_FRAMES = 3e-4
+DEFAULT_LAMBDA_FRAMES = 2e-4
 DEFAULT_LAMBDA_RELAXATIONS = 1e-2
 DEFAULT_LAMBDA_RAW = 1e5
 

@@ -10,7 +10,7 @@ import torch
 from ase.data import atomic_numbers
 
 from ase_finetune import FinetunedCalculator
-from ase_finetune.data import FrameSet, ReferenceOffsets, align, fit_reference, read_frames
+from ase_finetune.data import FrameSet, ReferenceOffsets, align, embedded_replay, fit_reference, read_frames
 from ase_finetune.metrics import measure
 from ase_finetune.potentials import Potential
 from ase_finetune.potentials.batched import predict_many
@@ -31,8 +31,10 @@ FILES = {
 
 
 def read_set(data: Path, file: str, count: int | None = None) -> FrameSet:
-    """Up to ``count`` frames of a file, spread evenly over it."""
+    """Up to ``count`` frames of a file, spread evenly over those that are not replay structures of the package."""
     frames = read_frames(data / f"{file}.extxyz", name=file)
+    replayed = {atoms.info["source_id"] for atoms in embedded_replay()}
+    frames = frames.select([k for k, frame in enumerate(frames) if frame.atoms.info.get("material_id") not in replayed])
     if count is None or count >= len(frames):
         return frames
     return frames.select([k * len(frames) // count for k in range(count)])
