@@ -19,16 +19,18 @@ def elements(structures):
 
 def test_all_structures():
     structures = embedded_replay()
-    assert len(structures) == 400
-    assert len(elements(structures)) == 81
+    assert len(structures) == 700
+    assert len(elements(structures)) == 83
     assert max(len(atoms) for atoms in structures) <= 64
-    assert len({atoms.info["mptrj_id"] for atoms in structures}) == 400
+    sources = [atoms.info["source_id"].split("-")[0] for atoms in structures]
+    assert sources == 400 * ["mp"] + 300 * ["wbm"]
+    assert len({atoms.info["source_id"] for atoms in structures}) == 700
 
 
 def test_structures_carry_no_labels_and_can_be_evaluated():
     for atoms in embedded_replay():
         assert atoms.calc is None
-        assert set(atoms.info) == {"mptrj_id"}
+        assert set(atoms.info) == {"source_id"}
         assert set(atoms.arrays) == {"numbers", "positions"}
         assert atoms.pbc.all()
         assert len(neighbor_list(atoms, 3.0)[0]) == 2
@@ -52,14 +54,15 @@ def test_copies_are_independent():
     assert np.abs(embedded_replay(1)[0].positions).max() > 0
 
 
-@pytest.mark.parametrize("count", [0, -1, 401])
+@pytest.mark.parametrize("count", [0, -1, 701])
 def test_impossible_counts(count):
-    with pytest.raises(InputError, match=f"there are 400 embedded replay structures, asked for {count}"):
+    with pytest.raises(InputError, match=f"there are 700 embedded replay structures, asked for {count}"):
         embedded_replay(count)
 
 
 def test_file_is_small_and_its_source_is_told():
-    assert (FOLDER / "mptrj_replay.npz").stat().st_size < 1_000_000
+    assert (FOLDER / "replay.npz").stat().st_size < 1_000_000
     text = (FOLDER / "SOURCE.md").read_text(encoding="utf-8")
     assert "CC BY 4.0" in text
     assert "s42256-023-00716-3" in text
+    assert "s41524-020-00481-6" in text

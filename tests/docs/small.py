@@ -40,7 +40,7 @@ def load_named(info: ModelInfo, head: str | None, trust_pickle: bool) -> MorsePo
 
 
 def few_embedded(count: int | None = None) -> list[Atoms]:
-    """Eight of the embedded structures instead of four hundred."""
+    """Eight of the embedded structures instead of all."""
     return embedded_replay(min(count or 8, 8))
 
 

@@ -64,7 +64,7 @@ def test_code_on_relaxations(page, tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_crystals(tmp_path, monkeypatch):
-    """A reader's folder with labelled frames of a few atoms, and eight replay structures instead of four hundred."""
+    """A reader's folder with labelled frames of a few atoms, and eight replay structures instead of all."""
     frames = [atoms for atoms in read(EXAMPLES / "data" / "mptrj_replay.extxyz", ":") if len(atoms) <= 8]
     write(tmp_path / "frames.extxyz", frames[:6])
     write(tmp_path / "test.extxyz", frames[6:8])
