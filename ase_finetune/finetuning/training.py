@@ -7,28 +7,26 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ase_finetune.continual import EWCPenalty
-from ase_finetune.errors import CheckpointError, NotFiniteError, TrainingError
+from ase_finetune.errors import CheckpointError, TrainingError
 from ase_finetune.finetuning.best import Best, Selection
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.frame_task import Replay
 from ase_finetune.finetuning.history import Log, epoch_row, header_line
-from ase_finetune.finetuning.optimizing import build_optimizer, build_schedule
 from ase_finetune.finetuning.progress import Progress
 from ase_finetune.finetuning.sampling import endless_batches, epoch_batches
-from ase_finetune.finetuning.state import State, copy_into, load_optimizer_state, optimizer_state
+from ase_finetune.finetuning.state import State
+from ase_finetune.finetuning.stepping import Stepper
 from ase_finetune.finetuning.tasks import Measured, Task
-from ase_finetune.finetuning.updating import Piece, Updater
+from ase_finetune.finetuning.updating import Piece
 from ase_finetune.metrics import Errors, evaluate
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.memory import peak_memory
-from ase_finetune.potentials.warming import warm_up
 
 
 class Keeper(Protocol):
@@ -85,16 +83,7 @@ class Trainer:
         self._selection = Selection(task, config, replay.bound)
         self.progress = Progress()
         self._clock = 0.0
-        parameters = [parameter for _, parameter in potential.native_parameters(trainable_only=True)]
-        optimizer = build_optimizer(parameters, task.learning_rate, config)
-        for parameter, rate in task.own_parameters():
-            optimizer.add_param_group({"params": [parameter], "lr": rate, "weight_decay": 0.0})
-        self._updater = Updater(optimizer, penalty, task.clip_norm, processes)
-        self._schedule = build_schedule(optimizer, config, task.epochs * self._steps_per_epoch)
-        self._average = None
-        if config.ema_decay is not None:
-            self._average = AveragedModel(potential, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-            warm_up(self.evaluated)
+        self._stepper = Stepper(potential, task, config, penalty, task.epochs * self._steps_per_epoch, processes)
         self._replay_pieces = self._replay_from(0)
 
     def fit(self) -> None:
@@ -142,7 +131,7 @@ class Trainer:
         progress = self.progress
         self._clock = time.perf_counter() - progress.seconds
         if progress.steps == 0:
-            progress.learning_rate = float(self._schedule.get_last_lr()[0])
+            progress.learning_rate = self._stepper.learning_rate
         # Processors may differ in a last digit, which would add up over a run.
         named = [*self.potential.native_parameters(), *self.evaluated.native_parameters()]
         own = [parameter for parameter, _ in self.task.own_parameters()]
@@ -214,24 +203,10 @@ class Trainer:
     def _iteration(self, target: list[Piece]) -> None:
         """One target batch and, with replay, one replay batch."""
         replay = next(self._replay_pieces, None)
-        if replay is None:
-            updates = [target]
-        else:
+        if replay is not None:
             self.progress.replayed += 1
-            updates = [[*target, *replay]] if self.config.replay_schedule == "joint" else [target, replay]
-        failures = [failure for failure in map(self._update, updates) if failure is not None]
+        failures = self._stepper.iterate(target, replay)
         self.progress.count(failures, self.config.max_skipped_steps, self.log)
-        self._schedule.step()
-        if self._average is not None:
-            self._average.update_parameters(self.potential)
-
-    def _update(self, pieces: list[Piece]) -> NotFiniteError | None:
-        """Make a step, or tell why it cannot be made."""
-        try:
-            self._updater.update(pieces)
-        except NotFiniteError as error:
-            return error
-        return None
 
     def _replay_from(self, number: int) -> Iterator[list[Piece]]:
         """Pieces of the replay batches from this one on, without end; none without replay."""
@@ -244,19 +219,11 @@ class Trainer:
     def state(self) -> State:
         """Everything that the rest of the training depends on. All processes have to call this together."""
         state = State()
-        state.add("weights", self.potential.native_parameters())
-        state.add("own", ((str(k), parameter) for k, (parameter, _) in enumerate(self.task.own_parameters())))
-        tensors, rates = optimizer_state(self._updater.optimizer)
-        state.add("optimizer", tensors.items())
-        if self._average is not None:
-            state.add("average", self.evaluated.native_parameters())
-            state.values["averaged"] = int(self._average.n_averaged)
+        self._stepper.add_to(state)
         self._selection.add_to(state)
         seconds = time.perf_counter() - self._clock
         state.values |= {
             "progress": asdict(self.progress) | {"seconds": seconds},
-            "rates": rates,
-            "schedule": self._schedule.state_dict(),
             "rows": self.rows,
             # Each process has noted its own share.
             "tasks": self.processes.gather(self.task.state()),
@@ -278,14 +245,7 @@ class Trainer:
 
     def _load(self, state: State) -> None:
         values = state.values
-        copy_into(self.potential.native_parameters(), state.group("weights"))
-        own = [(str(k), parameter) for k, (parameter, _) in enumerate(self.task.own_parameters())]
-        copy_into(own, state.group("own"))
-        load_optimizer_state(self._updater.optimizer, state.group("optimizer"), values["rates"])
-        self._schedule.load_state_dict(dict(values["schedule"]))
-        if self._average is not None:
-            copy_into(self.evaluated.native_parameters(), state.group("average"))
-            self._average.n_averaged.fill_(int(values["averaged"]))
+        self._stepper.load_from(state)
         self._selection.load_from(state, self.potential)
         self.progress = Progress(**values["progress"])
         if self.progress.epoch < 1 or self.progress.steps < 0:
@@ -302,7 +262,7 @@ class Trainer:
     @property
     def evaluated(self) -> Potential:
         """The potential that is judged and kept: the moving average where there is one."""
-        return self.potential if self._average is None else cast("Potential", self._average.module)
+        return self._stepper.evaluated
 
     @property
     def _steps_per_epoch(self) -> int:

@@ -1,0 +1,118 @@
+"""Iterations of a training: optimizer, learning-rate schedule, and the moving average of the weights."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ase_finetune.continual import EWCPenalty
+from ase_finetune.errors import NotFiniteError
+from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.finetuning.optimizing import build_optimizer, build_schedule
+from ase_finetune.finetuning.state import State, copy_into, load_optimizer_state, optimizer_state
+from ase_finetune.finetuning.tasks import Task
+from ase_finetune.finetuning.updating import Piece, Updater
+from ase_finetune.parallel import Processes
+from ase_finetune.potentials.base import Potential
+from ase_finetune.potentials.warming import warm_up
+
+
+class Stepper:
+    """Changes the weights of a potential.
+
+    Parameters
+    ----------
+    potential
+        Its trainable parameters are changed.
+    task
+        Its own parameters are trained, too.
+    config
+        The options.
+    penalty
+        EWC, or ``None``.
+    iterations
+        Of the whole training: the schedule ends with them.
+    processes
+        Share the work; all make the same steps.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        task: Task,
+        config: FinetuneConfig,
+        penalty: EWCPenalty | None,
+        iterations: int,
+        processes: Processes,
+    ) -> None:
+        self._potential = potential
+        self._task = task
+        self._joint = config.replay_schedule == "joint"
+        parameters = [parameter for _, parameter in potential.native_parameters(trainable_only=True)]
+        self._optimizer = build_optimizer(parameters, task.learning_rate, config)
+        for parameter, rate in task.own_parameters():
+            self._optimizer.add_param_group({"params": [parameter], "lr": rate, "weight_decay": 0.0})
+        self._updater = Updater(self._optimizer, penalty, task.clip_norm, processes)
+        self._schedule = build_schedule(self._optimizer, config, iterations)
+        self._average = None
+        if config.ema_decay is not None:
+            self._average = AveragedModel(potential, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+            warm_up(self.evaluated)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next iteration."""
+        return float(self._schedule.get_last_lr()[0])
+
+    @property
+    def evaluated(self) -> Potential:
+        """The potential that is judged and kept: the moving average where there is one."""
+        return self._potential if self._average is None else cast("Potential", self._average.module)
+
+    def iterate(self, target: list[Piece], replay: list[Piece] | None) -> list[NotFiniteError]:
+        """One target batch and, with replay, one replay batch; returns why updates could not be made."""
+        updates = [target]
+        if replay is not None:
+            updates = [[*target, *replay]] if self._joint else [target, replay]
+        failures = [failure for failure in map(self._update, updates) if failure is not None]
+        self._schedule.step()
+        if self._average is not None:
+            self._average.update_parameters(self._potential)
+        return failures
+
+    def _update(self, pieces: list[Piece]) -> NotFiniteError | None:
+        """Make a step, or tell why it cannot be made."""
+        try:
+            self._updater.update(pieces)
+        except NotFiniteError as error:
+            return error
+        return None
+
+    def add_to(self, state: State) -> None:
+        """Weights and all that further iterations depend on."""
+        state.add("weights", self._potential.native_parameters())
+        state.add("own", ((str(k), parameter) for k, (parameter, _) in enumerate(self._task.own_parameters())))
+        tensors, rates = optimizer_state(self._optimizer)
+        state.add("optimizer", tensors.items())
+        if self._average is not None:
+            state.add("average", self.evaluated.native_parameters())
+            state.values["averaged"] = int(self._average.n_averaged)
+        state.values |= {"rates": rates, "schedule": self._schedule.state_dict()}
+
+    def load_from(self, state: State) -> None:
+        """Go on from what :meth:`add_to` gave.
+
+        Raises
+        ------
+        CheckpointError
+            If it is of another model.
+        """
+        copy_into(self._potential.native_parameters(), state.group("weights"))
+        own = [(str(k), parameter) for k, (parameter, _) in enumerate(self._task.own_parameters())]
+        copy_into(own, state.group("own"))
+        load_optimizer_state(self._optimizer, state.group("optimizer"), state.values["rates"])
+        self._schedule.load_state_dict(dict(state.values["schedule"]))
+        if self._average is not None:
+            copy_into(self.evaluated.native_parameters(), state.group("average"))
+            self._average.n_averaged.fill_(int(state.values["averaged"]))
