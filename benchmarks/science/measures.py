@@ -74,8 +74,9 @@ def forgotten(run: dict[str, Any], untouched: dict[str, Any]) -> float:
 
 
 def gained(run: dict[str, Any], untouched: dict[str, Any], target: str) -> float:
-    """Fall of the force error on the target."""
-    return -change(run, untouched, target, "forces_mae")
+    """Fall of the force error on the target; of the energies after the best offset where it has no forces."""
+    has_forces = not math.isnan(value(untouched, target, "forces_mae"))
+    return -change(run, untouched, target, "forces_mae" if has_forces else "energy_mae_aligned")
 
 
 def area(points: Sequence[tuple[float, float]], most_forgotten: float = 0.2) -> float:

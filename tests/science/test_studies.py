@@ -6,17 +6,19 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ase.io import write
 
 from ase_finetune import FinetuneConfig
 from ase_finetune.continual import load_fisher
+from ase_finetune.data import embedded_replay
 from ase_finetune.potentials import load_potential, save_potential
 from benchmarks.science.curvature import make_fisher
 from benchmarks.science.fitting import fit_case
-from benchmarks.science.judging import FILES, Judge
-from benchmarks.science.measures import area, minutes, with_averages
+from benchmarks.science.judging import FILES, Judge, read_set
+from benchmarks.science.measures import area, gained, minutes, with_averages
 from benchmarks.science.pictures import draw
 from benchmarks.science.plans import Case, Plan, read_plan, studies
 from benchmarks.science.storing import Store, claimed
@@ -141,6 +143,23 @@ def test_a_study_from_plan_to_picture(world: Plan, tmp_path: Path) -> None:
     picture = draw(world, results, tmp_path / "pictures")
     assert picture is not None
     assert picture.stat().st_size > 10_000
+
+
+def test_without_forces_the_gain_is_that_of_energies() -> None:
+    def result(forces: float | None, energy: float) -> dict[str, Any]:
+        return {"sets": {"crystals": {"forces_mae": forces, "energy_mae_aligned": energy}}}
+
+    assert gained(result(8.0, 9.0), result(10.0, 10.0), "crystals") == pytest.approx(0.2)
+    assert gained(result(None, 9.0), result(None, 10.0), "crystals") == pytest.approx(0.1)
+
+
+def test_replay_structures_of_the_package_are_not_judged_on(tmp_path: Path) -> None:
+    frames = morse.labelled(morse.silicon(3, seed=0))
+    for atoms, name in zip(frames, ["own-1", embedded_replay()[-1].info["source_id"], "own-2"], strict=True):
+        atoms.info["material_id"] = name
+    write(tmp_path / "crystals.extxyz", frames)
+    found = [frame.atoms.info["material_id"] for frame in read_set(tmp_path, "crystals")]
+    assert found == ["own-1", "own-2"]
 
 
 def test_offsets_are_part_of_the_energies_in_the_reference_of_the_target(world: Plan, tmp_path: Path) -> None:
