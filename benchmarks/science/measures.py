@@ -54,7 +54,8 @@ def with_averages(results: Results) -> Results:
         for fraction in case.averages:
             name = f"{case.name}, {100 * fraction:.0f} % of the way"
             parts = [run | {"sets": run["averages"][f"{fraction:g}"]} for run in runs if "averages" in run]
-            found[replace(case, name=name, group=case.group or case.name)] = parts
+            if parts:  # they are judged with the first seed
+                found[replace(case, name=name, group=case.group or case.name)] = parts
     return found
 
 

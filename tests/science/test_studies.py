@@ -135,6 +135,9 @@ def test_a_study_from_plan_to_picture(world: Plan, tmp_path: Path) -> None:
     )
     assert averages["naive, 100 % of the way"]["lgps"] == pytest.approx(naive[0]["sets"]["lgps"], rel=1e-4)
 
+    only_second = with_averages({world.cases[1]: naive[1:]})
+    assert [case.name for case in only_second] == ["naive"]
+
     text = table(world, results)
     assert "| naive |" in text
     assert "| L2-SP |" in text
