@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ase_finetune.continual import EWCPenalty
@@ -50,11 +51,11 @@ class Stepper:
         self._task = task
         self._joint = config.replay_schedule == "joint"
         parameters = [parameter for _, parameter in potential.native_parameters(trainable_only=True)]
-        self._optimizer = build_optimizer(parameters, task.learning_rate, config)
+        optimizer = build_optimizer(parameters, task.learning_rate, config)
         for parameter, rate in task.own_parameters():
-            self._optimizer.add_param_group({"params": [parameter], "lr": rate, "weight_decay": 0.0})
-        self._updater = Updater(self._optimizer, penalty, task.clip_norm, processes)
-        self._schedule = build_schedule(self._optimizer, config, iterations)
+            optimizer.add_param_group({"params": [parameter], "lr": rate, "weight_decay": 0.0})
+        self._updater = Updater(optimizer, penalty, task.clip_norm, processes)
+        self._schedule = build_schedule(optimizer, config, iterations)
         self._average = None
         if config.ema_decay is not None:
             self._average = AveragedModel(potential, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
@@ -92,8 +93,8 @@ class Stepper:
     def add_to(self, state: State) -> None:
         """Weights and all that further iterations depend on."""
         state.add("weights", self._potential.native_parameters())
-        state.add("own", ((str(k), parameter) for k, (parameter, _) in enumerate(self._task.own_parameters())))
-        tensors, rates = optimizer_state(self._optimizer)
+        state.add("own", self._own())
+        tensors, rates = optimizer_state(self._updater.optimizer)
         state.add("optimizer", tensors.items())
         if self._average is not None:
             state.add("average", self.evaluated.native_parameters())
@@ -109,10 +110,13 @@ class Stepper:
             If it is of another model.
         """
         copy_into(self._potential.native_parameters(), state.group("weights"))
-        own = [(str(k), parameter) for k, (parameter, _) in enumerate(self._task.own_parameters())]
-        copy_into(own, state.group("own"))
-        load_optimizer_state(self._optimizer, state.group("optimizer"), state.values["rates"])
+        copy_into(self._own(), state.group("own"))
+        load_optimizer_state(self._updater.optimizer, state.group("optimizer"), state.values["rates"])
         self._schedule.load_state_dict(dict(state.values["schedule"]))
         if self._average is not None:
             copy_into(self.evaluated.native_parameters(), state.group("average"))
             self._average.n_averaged.fill_(int(state.values["averaged"]))
+
+    def _own(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters of the task by the names they have in a state."""
+        return [(str(number), parameter) for number, (parameter, _) in enumerate(self._task.own_parameters())]
