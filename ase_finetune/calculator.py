@@ -117,7 +117,9 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
     def __repr__(self) -> str:
         named = ("model", "device", "dtype", "head", "reference")
         values = {name: self.parameters[name] for name in named if self.parameters[name] not in (None, "model")}
-        return f"FinetunedCalculator({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+        # Of a fine-tuning that kept no epoch: whoever prints the calculator should see it.
+        note = " (unchanged by its fine-tuning)" if self.metadata.get("unchanged") else ""
+        return f"FinetunedCalculator({', '.join(f'{name}={value!r}' for name, value in values.items())}){note}"
 
     def _repr_html_(self) -> str:
         """What the calculator is and how well it does, for a notebook."""

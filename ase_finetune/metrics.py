@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class Errors:
     slope
         Softening scale: slope of predicted on reference force components through the origin; 1 is
         right, below 1 the potential is too soft.
+    losses
+        Training loss of each structure, in their order, where it is kept.
     """
 
     loss: float
@@ -43,10 +46,12 @@ class Errors:
     stress_mae: float
     stress_rmse: float
     slope: float
+    losses: Sequence[float] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, float | None]:
-        """All values by name; ``None`` instead of ``nan``, which JSON does not know."""
-        return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
+        """All values over the set by name; ``None`` instead of ``nan``, which JSON does not know."""
+        values = {name: value for name, value in asdict(self).items() if name != "losses"}
+        return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 class ErrorSums:
@@ -60,11 +65,12 @@ class ErrorSums:
         self._structures = 0
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, prediction: Prediction, graph: AtomGraph) -> None:
-        """Count a batch; prediction and labels on one device."""
+    def add(self, prediction: Prediction, graph: AtomGraph) -> Tensor:
+        """Count a batch of b structures, prediction and labels on one device; returns the loss of each, (b,)."""
         sums: dict[str, Tensor] = {}
         with torch.no_grad():
-            sums["loss"] = self._loss.per_structure(prediction, graph).sum(dtype=torch.float64)
+            losses = self._loss.per_structure(prediction, graph)
+            sums["loss"] = losses.sum(dtype=torch.float64)
             for name, term in zip(("energy", "forces", "stress"), residuals(prediction, graph), strict=True):
                 if term is not None:
                     rows = torch.where(term.mask[:, None], term.values.double(), 0.0)
@@ -76,6 +82,7 @@ class ErrorSums:
                 sums["product"] = (prediction.forces.double() * reference).sum()
                 sums["square"] = reference.square().sum()
         self._add(sums, graph.num_graphs)
+        return losses
 
     def add_energies(self, residuals: Tensor) -> None:
         """Count (n,) energy residuals, in eV/atom, of structures that were counted without their energies."""
@@ -105,7 +112,7 @@ class ErrorSums:
         found = dict(zip((name for name in _SUMS if name in self._sums), mine, strict=True))
         totals = processes.total([float(self._structures), *(found.get(name, 0.0) for name in _SUMS)])
         structures, sums = totals[0], dict(zip(_SUMS, totals[1:], strict=True))
-        measures: dict[str, float] = {}
+        measures: dict[str, Any] = {}
         for name, unit in (("energy", 1e3), ("forces", 1e3), ("stress", 1.0)):
             count = sums[f"{name}_count"]
             measures[f"{name}_mae"] = unit * sums[f"{name}_absolute"] / count if count else float("nan")
@@ -142,18 +149,21 @@ def evaluate(
     if not len(graphs):
         return None
     sums = ErrorSums(loss or Loss())
+    batches: list[tuple[list[int], Tensor]] = []
 
     def work(indices: list[int]) -> None:
         batch = collate([graphs[index] for index in indices]).to(potential.device)
         with torch.no_grad():
             prediction = potential.predict(batch)
-        sums.add(prediction, batch)
+        batches.append((indices, sums.add(prediction, batch)))
         for _ in indices:
             if on_structure is not None:
                 on_structure()
 
     work_off(work, shared_batches(graphs, max_edges, processes), processes)
-    return sums.errors(processes)
+    own = [(index, loss) for indices, losses in batches for index, loss in zip(indices, losses.tolist(), strict=True)]
+    every = sorted(item for part in processes.gather(own) for item in part)
+    return replace(sums.errors(processes), losses=tuple(loss for _, loss in every))
 
 
 def measure(predictions: Sequence[Prediction], graphs: Sequence[AtomGraph], loss: Loss | None = None) -> Errors:

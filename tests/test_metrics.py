@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -107,7 +106,7 @@ def test_sums_do_not_depend_on_batches(world):
         for group in groups:
             batch = collate(group)
             sums.add(potential.predict(batch), batch)
-    assert asdict(parts.errors()) == pytest.approx(asdict(whole.errors()), rel=1e-6)
+    assert parts.errors().to_dict() == pytest.approx(whole.errors().to_dict(), rel=1e-6)
 
 
 def test_no_graphs():

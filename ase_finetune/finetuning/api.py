@@ -155,16 +155,20 @@ def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedC
                 run.log("resumed after the last epoch")
             else:
                 run.log(f"resumed in epoch {progress.epoch}, {progress.steps} steps into it")
-                run.log(header_line(task.columns))
+                run.log(header_line(trainer.columns))
             state = None
         _fit(trainer, keeper)
         metadata["stages"].append({"stage": task.name, **_conclude(trainer, run.log)})
     metadata["errors"] = metadata["stages"][-1]
+    metadata["unchanged"] = all(stage["kept"]["unchanged"] for stage in metadata["stages"])
+    metadata["outcome"] = _outcome(metadata)
     if keeper is not None:
-        keeper.write_result(potential)
+        keeper.write_result(potential, rows)
         if run.config.report:
             _report(keeper, run, stages, weights, rows)
-        keeper.write_log()
+        keeper.write_log(metadata["outcome"])
+    else:
+        run.log(metadata["outcome"])
     unfreeze_parameters(potential, metadata["frozen"])
     calculator = FinetunedCalculator(potential, device=str(potential.device), dtype=run.config.dtype)
     calculator.history, calculator.metadata = rows, metadata
@@ -235,18 +239,27 @@ def _fit(trainer: Trainer, keeper: RunKeeper | None) -> None:
 
 def _conclude(trainer: Trainer, log: Log) -> dict[str, Any]:
     """Errors before and after on every set, told as a table."""
-    if trainer.best.epoch == 0:
-        log("no epoch was better than the model it started from, whose weights are kept")
-    log(f"best epoch: {trainer.best.epoch}")
+    kept = trainer.kept()
+    trainer.rows[-1]["outcome"] = kept.label()
     before = {name: errors for name, errors in trainer.initial.items() if errors is not None}
     # Those of the training examples are averages over an epoch of moving weights: no error of the result.
     after = {name: errors for name, errors in trainer.best.errors.items() if errors is not None and name != "train"}
     log(comparison_table({name: before[name] for name in after}, after))
     return {
         "best_epoch": trainer.best.epoch,
+        "kept": kept.to_dict(),
         "before": {name: errors.to_dict() for name, errors in before.items()},
         "after": {name: errors.to_dict() for name, errors in after.items()},
     }
+
+
+def _outcome(metadata: dict[str, Any]) -> str:
+    """The closing line of a run: what each stage kept, and why; "unchanged" if the result is the model as it was."""
+    kept = [stage["kept"] for stage in metadata["stages"]]
+    if len(kept) == 1 or metadata["unchanged"]:
+        (*_, last) = kept
+        return f"{'' if last['unchanged'] else 'kept: '}{last['sentence']}"
+    return "; ".join(f"{stage['stage']}: {stage['kept']['sentence']}" for stage in metadata["stages"])
 
 
 def _describe_base(model: Model, potential: Potential, base: dict[str, Any], config: FinetuneConfig) -> dict[str, Any]:

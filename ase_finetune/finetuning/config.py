@@ -14,6 +14,10 @@ from ase_finetune.losses import Loss
 from ase_finetune.options import check_types
 from ase_finetune.representations import brief, changes, html_table
 
+#: The largest rise of errors on old structures with which weights are kept by methods that fight forgetting, where
+#: ``max_forgetting`` does not say otherwise.
+DEFAULT_BOUND = 0.05
+
 #: Names of ``loggers``, and what pip has to install for each.
 LOGGERS = {"tensorboard": "tensorboard", "wandb": "lightning wandb"}
 
@@ -76,7 +80,7 @@ class FinetuneConfig:
     replay_schedule
         ``"alternate"`` (a target step, then an independent replay step) or ``"joint"`` (one step on the sum).
     replay_weight
-        Weight of the replay loss, in training and in the choice of the best checkpoint.
+        Weight of the replay loss.
     monitor_size
         Replay structures held out from training to watch forgetting.
     fisher
@@ -95,11 +99,16 @@ class FinetuneConfig:
     ewc_lambda
         Strength of the penalty; ``None`` is 2e-4 on frames and 1e-2 with relaxations for a normalised Fisher, and
         1e5, as published, for a raw one.
+    keep
+        ``"best"``: the weights with the lowest validation loss within the bound of ``max_forgetting``; with fewer than
+        five validation examples the last ones, unless earlier ones are better by more than the paired error.
+        ``"last"``: those of the last epoch.
     max_forgetting
         Largest rise of the errors on the watched replay structures, of energies and of forces: 0.03 is 3 %. The
-        strength of the penalty, where the method has one, adapts to it from ``ewc_lambda`` on; the weights with the
-        lowest validation loss that keep to it are the result. Where the pretrained model made the labels, the rise is
-        estimated. ``None`` sets no bound.
+        strength of the penalty, where the method has one, adapts to it from ``ewc_lambda`` on, and weights that break
+        it are drawn back towards the pretrained ones. Where the pretrained model made the labels, the rise is
+        estimated. ``None``: 5 % for methods that fight forgetting, which then bounds the choice of the weights alone
+        (``ewc_lambda`` stays as it is), and no bound for ``"naive"``, ``"bptt"`` and ``keep="last"``.
     group_by
         ``info`` key that says which frames belong to one trajectory, or ``"auto"``.
     energy_key, forces_key, stress_key
@@ -157,6 +166,7 @@ class FinetuneConfig:
     fisher_normalize: bool | None = None
     fisher_anchor: str | None = None
     ewc_lambda: float | None = None
+    keep: Literal["best", "last"] = "best"
     max_forgetting: float | None = None
     group_by: str = "auto"
     energy_key: str | None = None
@@ -212,6 +222,13 @@ class FinetuneConfig:
     def uses_ewc(self) -> bool:
         """Whether the EWC penalty is applied."""
         return self.method.split("+")[-1] in ("ewc", "reewc")
+
+    @property
+    def bound(self) -> float | None:
+        """The largest rise of errors on old structures with which weights are kept; ``None`` for no bound."""
+        if self.max_forgetting is not None or self.keep == "last" or not (self.uses_replay or self.uses_ewc):
+            return self.max_forgetting
+        return DEFAULT_BOUND
 
     @property
     def uses_relaxations(self) -> bool:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ase_finetune.data.loading import GraphLoader
 from ase_finetune.finetuning.config import FinetuneConfig
-from ase_finetune.finetuning.forgetting import ForgettingBound
-from ase_finetune.finetuning.history import FRAME_COLUMNS, Log
+from ase_finetune.finetuning.forgetting import Forgetting
+from ase_finetune.finetuning.history import FRAME_COLUMNS, STRESS_COLUMNS, Columns, Log
 from ase_finetune.finetuning.tasks import Task
 from ase_finetune.finetuning.updating import Piece, PieceLoss
 from ase_finetune.graphs import AtomGraph, collate, edge_counts
@@ -29,11 +29,11 @@ from ase_finetune.potentials.memory import CPU_EDGES, EdgeBudget, probe_edges
 
 @dataclass(frozen=True)
 class Replay:
-    """Old structures: those trained on (none if ``None``), those held out to watch forgetting, and its bound."""
+    """Old structures: those trained on (none if ``None``), those held out to watch forgetting, and its measure."""
 
     trained: FrameBatches | None = None
     watched: Sequence[AtomGraph] = field(default_factory=list)
-    bound: ForgettingBound | None = None
+    forgetting: Forgetting | None = None
 
 
 class FrameTask(Task):
@@ -54,7 +54,6 @@ class FrameTask(Task):
     """
 
     name = "frames"
-    columns = FRAME_COLUMNS
 
     def __init__(
         self,
@@ -68,6 +67,8 @@ class FrameTask(Task):
         self.size, self.epochs, self.batch_size = len(train), config.epochs, config.batch_size
         self.learning_rate, self.clip_norm = config.learning_rate, config.clip_norm
         self.untouched = untouched
+        has_stress = untouched is not None and not math.isnan(untouched.stress_mae) and config.loss.needs_stress
+        self.columns: Columns = STRESS_COLUMNS if has_stress else FRAME_COLUMNS
         self._sums = ErrorSums(config.loss)
 
     def begin_epoch(self) -> None:

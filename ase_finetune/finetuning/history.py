@@ -28,15 +28,21 @@ class Columns:
         For each of :data:`SETS`, the measures of the history.
     shown
         For each set, the measures on the terminal, and the heading and digits of each.
+    penalty
+        Whether the EWC penalty is shown.
     """
 
     kept: Mapping[str, Sequence[str]]
     shown: Mapping[str, Sequence[tuple[str, str, int]]]
+    penalty: bool = False
 
 
 _FRAME_KEPT = ("loss", "energy_mae", "forces_mae", "stress_mae", "slope")
-_FRAME_SHOWN = (("energy_mae", "E meV/at", 2), ("forces_mae", "F meV/Å", 2))
+_FRAME_SHOWN = (("energy_mae", "E meV/at", 2), ("forces_mae", "F meV/Å", 1))
+_STRESS_SHOWN = ("stress_mae", "S kbar", 2)
 FRAME_COLUMNS = Columns(dict.fromkeys(SETS, _FRAME_KEPT), dict.fromkeys(SETS, _FRAME_SHOWN))
+#: Where stresses are trained on.
+STRESS_COLUMNS = Columns(dict.fromkeys(SETS, _FRAME_KEPT), dict.fromkeys(SETS, (*_FRAME_SHOWN, _STRESS_SHOWN)))
 
 RELAXATION_COLUMNS = Columns(
     {
@@ -166,25 +172,38 @@ def epoch_row(epoch: int, errors: Mapping[str, Any], columns: Columns, **values:
 
 
 def header_line(columns: Columns) -> str:
-    """Column titles of :func:`epoch_line`."""
-    groups = ""
+    """Column titles of :func:`epoch_line`, in two lines."""
+    above, titles = f"{'':5s}", f"{'epoch':>5s}"
     for name, shown in columns.shown.items():
-        titles = [title for _, title, _ in shown]
-        titles[0] = f"{name} {titles[0]}"
-        groups += "".join(f"{title:>16s}" if k == 0 else f"{title:>10s}" for k, title in enumerate(titles))
-    return f"{'epoch':>5s}{groups}{'penalty/loss':>14s}{'lr':>10s}{'s':>7s}"
+        above += f"{_SET_TITLES[name]:>{_FIRST}s}" + " " * (_NEXT * (len(shown) - 1))
+        titles += "".join(f"{title:>{_FIRST if k == 0 else _NEXT}s}" for k, (_, title, _) in enumerate(shown))
+    above += f"{'forgotten':>11s}{'loss':>9s}" + (f"{'penalty':>9s}" if columns.penalty else "")
+    titles += f"{'%':>11s}{'%':>9s}" + (f"{'/loss':>9s}" if columns.penalty else "")
+    return f"{above}\n{titles}{'lr':>10s}{'s':>6s}"
 
 
 def epoch_line(row: Mapping[str, Any], columns: Columns, best: bool) -> str:
-    """One epoch for the terminal; a star marks the best so far."""
+    """One epoch for the terminal; a star marks the best so far.
+
+    After the errors of each set: the rise of errors on old structures and the change of the validation loss, in per
+    cent, the penalty over the loss, learning rate, seconds.
+    """
     groups = "".join(
-        _number(row[f"{name}_{measure}"], 16 if k == 0 else 10, digits)
+        _number(row[f"{name}_{measure}"], _FIRST if k == 0 else _NEXT, digits)
         for name, shown in columns.shown.items()
         for k, (measure, _, digits) in enumerate(shown)
     )
-    ratio = row["penalty"] / row["train_loss"] if row["train_loss"] else math.nan
-    tail = f"{ratio:14.3g}{row['learning_rate']:10.2g}{row['seconds']:7.0f}"
-    return f"{row['epoch']:5d}{groups}{tail}{' *' if best else ''}"
+    judged = _number(100 * row["forgetting"], 11, 1) + _number(100 * row["score"], 9, 1)
+    if columns.penalty:
+        ratio = row["penalty"] / row["train_loss"] if row["train_loss"] else math.nan
+        judged += f"{'-':>9s}" if math.isnan(ratio) else f"{ratio:9.2g}"
+    return f"{row['epoch']:5d}{groups}{judged}{row['learning_rate']:10.2g}{row['seconds']:6.0f}{' *' if best else ''}"
+
+
+#: Widths of the first column of a set, and of its further ones.
+_FIRST, _NEXT = 10, 9
+
+_SET_TITLES = {"train": "train", "valid": "valid", "replay": "old"}
 
 
 def _number(value: float, width: int, digits: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ase_finetune.errors import CheckpointError, RunStoppedError
 from ase_finetune.finetuning.config import FinetuneConfig
@@ -107,11 +107,11 @@ class RunKeeper:
             run.log(f"note: last digits may differ from those of an uninterrupted run: {'; '.join(changes)}")
         return state
 
-    def write_result(self, potential: Potential) -> None:
+    def write_result(self, potential: Potential, rows: list[dict[str, Any]]) -> None:
         """The final state of everything; all processes wait for it."""
         assert self._run is not None
         metadata = self._run.metadata
-        self._on_first(lambda folder: folder.write_result(potential, metadata))
+        self._on_first(lambda folder: folder.write_result(potential, metadata, rows))
 
     def write_report(self, record: RunRecord) -> None:
         """The report and what it was made of; all processes wait for it."""
@@ -119,9 +119,9 @@ class RunKeeper:
         with self._run.log.timed("report"):
             self._on_first(lambda folder: folder.write_report(record))
 
-    def write_log(self) -> None:
-        """The log, with where everything is as its last line."""
-        self._on_first(RunFolder.write_log)
+    def write_log(self, outcome: str) -> None:
+        """The log, with where everything is, and the outcome of the run as its last line."""
+        self._on_first(lambda folder: folder.write_log(outcome))
 
     def _on_first(self, work: Callable[[RunFolder], T]) -> T | None:
         folder = self._folder
@@ -142,6 +142,12 @@ class RunKeeper:
         _, asked = self._wanted()
         if asked:
             raise _stopped(asked, trainer)
+
+    def after_training(self, trainer: Trainer) -> None:
+        """Write the model with the weights of the last epoch."""
+        assert self._run is not None
+        metadata = self._run.metadata
+        self._on_first(lambda folder: folder.write_last(trainer.evaluated, metadata))
 
     def after_step(self, trainer: Trainer) -> None:
         """Write a checkpoint if it is time, or if the run is to stop.

@@ -23,7 +23,7 @@ from ase_finetune.data import FrameSet, ReferenceOffsets, embedded_replay, read_
 from ase_finetune.errors import CheckpointError, DataError, InputError
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.context import Context
-from ase_finetune.finetuning.forgetting import ForgettingBound
+from ase_finetune.finetuning.forgetting import Forgetting
 from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.prepared import Prepared
 from ase_finetune.finetuning.preparing import Frames
@@ -195,16 +195,17 @@ def build_penalty(run: Context, replay: list[AtomGraph]) -> tuple[EWCPenalty, Fi
     return penalty, fisher
 
 
-def build_bound(run: Context, watched: list[AtomGraph], penalty: EWCPenalty | None) -> ForgettingBound | None:
-    """What holds the rise of the errors on watched structures under that of the config; ``None`` without a bound.
+def build_forgetting(run: Context, watched: list[AtomGraph], penalty: EWCPenalty | None) -> Forgetting | None:
+    """What measures the rise of the errors on watched structures, and holds it; ``None`` if it cannot be measured.
 
     Raises
     ------
     DataError
-        If the structures carry neither energies nor forces.
+        If ``max_forgetting`` is set and the structures carry neither energies nor forces.
     """
     config, potential = run.config, run.potential
-    if config.max_forgetting is None:
+    labelled = any(mask is not None and mask.any() for g in watched for mask in (g.energy_mask, g.forces_mask))
+    if not labelled and config.max_forgetting is None:
         return None
 
     def measure() -> dict[str, float | None]:
@@ -212,9 +213,10 @@ def build_bound(run: Context, watched: list[AtomGraph], penalty: EWCPenalty | No
         return {} if errors is None else errors.to_dict()
 
     before = run.prepared.value("errors on watched structures", measure)
-    bound = ForgettingBound(config.max_forgetting, before, clones(potential.native_parameters()), penalty)
-    run.log(bound.describe())
-    return bound
+    adapted = None if config.max_forgetting is None else penalty
+    forgetting = Forgetting(config.bound, before, clones(potential.native_parameters()), adapted)
+    run.log(forgetting.describe())
+    return forgetting
 
 
 def _known_fisher(prepared: Prepared, compute: Callable[[], FisherInformation]) -> FisherInformation:

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.data import Pair, PairSet
-from ase_finetune.finetuning.forgetting import relative_rise
 from ase_finetune.finetuning.history import RELAXATION_COLUMNS, Log
 from ase_finetune.finetuning.relaxation_config import RelaxationConfig
-from ase_finetune.finetuning.tasks import Measured, RolloutErrors, Task
+from ase_finetune.finetuning.tasks import RolloutErrors, Task
 from ase_finetune.finetuning.updating import Piece, PieceLoss
 from ase_finetune.graphs import neighbor_list
 from ase_finetune.parallel import ALONE, Processes
@@ -50,8 +49,6 @@ class RelaxationTask(Task):
         For progress bars and notes.
     processes
         Share each batch and the validation.
-    own_labels
-        Whether the pretrained model labelled the old structures.
     """
 
     name = "relaxations"
@@ -66,10 +63,9 @@ class RelaxationTask(Task):
         log: Log,
         energies: Sequence[float] | None = None,
         processes: Processes = ALONE,
-        own_labels: bool = False,
     ) -> None:
         self._potential, self._train, self._valid, self._config, self._log = potential, train, valid, config, log
-        self._energies, self._own_labels = energies, own_labels
+        self._energies = energies
         # Each example is a start and the pair it belongs to.
         self._starts = [start for ends in _STARTS[config.start] for start in map(ends, train)]
         self._pair_of = [index % len(train) for index in range(len(self._starts))]
@@ -87,7 +83,6 @@ class RelaxationTask(Task):
         self._ends: list[tuple[float, float, float]] = []
         #: Examples that were left out this epoch, and why.
         self._skipped: dict[int, str] = {}
-        self._scale = math.nan
 
     @property
     def valid(self) -> PairSet | None:
@@ -115,14 +110,12 @@ class RelaxationTask(Task):
         return {
             "ends": self._ends,
             "skipped": list(self._skipped.items()),  # JSON's keys are texts
-            "scale": self._scale,
             "edges": self._budget.edges,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._ends += [(loss, distance, strain) for loss, distance, strain in state["ends"]]
         self._skipped |= {int(index): reason for index, reason in state["skipped"]}
-        self._scale = float(state["scale"])
         self._budget.edges = int(state["edges"])
 
     def train_errors(self) -> RolloutErrors:
@@ -136,10 +129,7 @@ class RelaxationTask(Task):
     def evaluate(self, potential: Potential) -> RelaxationErrors | None:
         if self._valid is None:
             return None
-        errors = summarize([error for error, _ in self.relax(potential, self._valid)])
-        if math.isnan(self._scale):
-            self._scale = errors.loss
-        return errors
+        return summarize([error for error, _ in self.relax(potential, self._valid)])
 
     def relax(self, potential: Potential, pairs: PairSet) -> list[tuple[PairError, Atoms]]:
         """How the relaxations of pairs end, as validation judges it, and where. All processes take part."""
@@ -172,14 +162,6 @@ class RelaxationTask(Task):
         for row, values in zip(norms, rows, strict=True):
             row[: len(values)] = values
         return norms
-
-    def forgetting(self, replay: Measured, before: Measured) -> float:
-        """The relative rise of the replay force error, for the validation loss of the untouched potential.
-
-        The loss of frames has other units than that of structures, so the two cannot be added.
-        """
-        errors = replay.to_dict(), before.to_dict()
-        return self._scale * relative_rise(*errors, own_labels=self._own_labels, measures=("forces_mae",))
 
     def notes(self) -> list[str]:
         notes = []

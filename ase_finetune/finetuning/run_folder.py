@@ -28,7 +28,7 @@ _PATIENCE = 10.0
 
 
 class RunFolder:
-    """Writes ``model``, ``history.csv``, ``run.json``, ``log.txt`` and ``checkpoints`` into a folder of its own.
+    """Writes ``model``, ``last``, ``history.csv``, ``run.json``, ``log.txt``, ``checkpoints`` into a folder of its own.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class RunFolder:
 
     def __init__(self, path: Path, log: Log, resume: bool = False) -> None:
         self.path = path
-        self.model = path / "model"
+        self.model, self.last = path / "model", path / "last"
         self._log = log
         self._checkpoints = Checkpoints(path / "checkpoints", log)
         # Two copies: without it nothing can be resumed.
@@ -116,14 +116,18 @@ class RunFolder:
 
     def write_epoch(self, trainer: Trainer, metadata: dict[str, Any]) -> None:
         """Keep the history so far and, after the best epoch so far, its weights."""
-        if trainer.rows:
-            write_text(self.path / "history.csv", history_csv(trainer.rows))
+        self._write_history(trainer.rows)
         if trainer.rows and trainer.best.epoch == trainer.rows[-1]["epoch"]:
             save_potential(trainer.evaluated, self.model, metadata=metadata, overwrite=True)
 
-    def write_result(self, potential: Potential, metadata: dict[str, Any]) -> None:
+    def write_last(self, potential: Potential, metadata: dict[str, Any]) -> None:
+        """The model with the weights of the last epoch, whether they are kept or not."""
+        save_potential(potential, self.last, metadata=metadata, overwrite=True)
+
+    def write_result(self, potential: Potential, metadata: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """The final state of everything."""
         save_potential(potential, self.model, metadata=metadata, overwrite=True)
+        self._write_history(rows)
         self.write_metadata(metadata)
         self._write_log()
 
@@ -132,16 +136,21 @@ class RunFolder:
         record.write(self.path / RECORD_FILE)
         write_report(record, self.path, defaults=FinetuneConfig().to_dict())
 
-    def write_log(self) -> None:
-        """``log.txt``, with where everything is as its last line."""
-        names = ("model", "report.html", "history.csv", "run.json", "log.txt")
+    def write_log(self, outcome: str) -> None:
+        """``log.txt``, with where everything is, and the outcome of the run as its last line."""
+        names = ("model", "last", "report.html", "history.csv", "run.json", "log.txt")
         there = [name for name in names if (self.path / name).exists() or name == "log.txt"]
         self._log(f"written to {self.path}: {', '.join(there)}; checkpoints are for resume=True")
+        self._log(outcome)
         self._write_log()
 
     def write_metadata(self, metadata: dict[str, Any]) -> None:
         """``run.json``: what was asked for, on what, with which versions and result."""
         write_text(self.path / "run.json", to_json(metadata, "the metadata of the run"))
+
+    def _write_history(self, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            write_text(self.path / "history.csv", history_csv(rows))
 
     def _write_log(self) -> None:
         write_text(self.path / "log.txt", "\n".join(self._log.lines) + "\n")

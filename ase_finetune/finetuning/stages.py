@@ -29,7 +29,7 @@ from ase_finetune.finetuning.frame_task import FrameBatches, FrameTask, Replay, 
 from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.old_material import (
     OldStructures,
-    build_bound,
+    build_forgetting,
     build_penalty,
     label_replay,
     read_replay,
@@ -105,8 +105,8 @@ def prepare(run: Context, sources: Sources) -> Stages:
     if config.uses_ewc:
         stages.penalty, stages.fisher = build_penalty(run, trained)
         metadata["fisher"] = stages.fisher.metadata
-    bound = build_bound(run, watched, stages.penalty)
-    stages.replay = Replay(watched=watched, bound=bound)
+    forgetting = build_forgetting(run, watched, stages.penalty)
+    stages.replay = Replay(watched=watched, forgetting=forgetting)
     own_labels = old is not None and not old.has_file_labels(config)
     train = [] if frames is None else labelled_graphs(potential, target.train)
     used = trained if config.uses_replay else []
@@ -114,7 +114,7 @@ def prepare(run: Context, sources: Sources) -> Stages:
     shared: dict[str, Any] = {"processes": run.processes}
     if used and old is not None:
         shared_replay = shared | {"weight": config.replay_weight, "describe": old.describe}
-        stages.replay = Replay(FrameBatches(potential, used, config.loss, budget, **shared_replay), watched, bound)
+        stages.replay = Replay(FrameBatches(potential, used, config.loss, budget, **shared_replay), watched, forgetting)
     if frames is not None:
         valid = [] if target.valid is None else labelled_graphs(potential, target.valid)
         held_out = target.valid or target.train
@@ -125,9 +125,7 @@ def prepare(run: Context, sources: Sources) -> Stages:
     if pairs is not None:
         energies = _target_energies(run, pairs.train) if config.bptt.loss.energy > 0 else None
         stages.tasks.append(
-            RelaxationTask(
-                potential, pairs.train, pairs.valid, config.bptt, run.log, energies, run.processes, own_labels
-            )
+            RelaxationTask(potential, pairs.train, pairs.valid, config.bptt, run.log, energies, run.processes)
         )
     if old is not None:
         watched_frames = old.frames.select(range(old.trained, len(old.frames)))

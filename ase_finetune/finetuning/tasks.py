@@ -21,6 +21,10 @@ class Measured(Protocol):
     def loss(self) -> float:
         """What is minimised."""
 
+    @property
+    def losses(self) -> Sequence[float]:
+        """What ``loss`` is the mean of, for each example in their order, where it is kept."""
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values by name."""
 
@@ -33,10 +37,11 @@ class RolloutErrors:
     rmsd_median: float
     strain_median: float
     skipped: int
+    losses: Sequence[float] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Values by name."""
-        return asdict(self)
+        """Values over the set by name."""
+        return {name: value for name, value in asdict(self).items() if name != "losses"}
 
 
 class Task(ABC):
@@ -55,7 +60,7 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    columns: ClassVar[Columns]
+    columns: Columns
     size: int
     epochs: int
     batch_size: int
@@ -94,7 +99,3 @@ class Task(ABC):
     def notes(self) -> list[str]:
         """What else has to be told about this epoch."""
         return []
-
-    def forgetting(self, replay: Measured, before: Measured) -> float:
-        """How much was forgotten, in units of the validation loss."""
-        return replay.loss - before.loss

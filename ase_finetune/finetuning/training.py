@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -16,7 +16,8 @@ from ase_finetune.errors import CheckpointError, TrainingError
 from ase_finetune.finetuning.best import Best, Selection
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.frame_task import Replay
-from ase_finetune.finetuning.history import Log, epoch_row, header_line
+from ase_finetune.finetuning.history import Columns, Log, epoch_row, header_line
+from ase_finetune.finetuning.kept import Kept
 from ase_finetune.finetuning.progress import Progress
 from ase_finetune.finetuning.sampling import endless_batches, epoch_batches
 from ase_finetune.finetuning.state import State
@@ -37,6 +38,9 @@ class Keeper(Protocol):
 
     def after_epoch(self, trainer: Trainer) -> None:
         """Called before the first epoch and after every one."""
+
+    def after_training(self, trainer: Trainer) -> None:
+        """Called once all epochs are over, with the weights of the last one, before the best ones are loaded."""
 
 
 class Trainer:
@@ -80,7 +84,7 @@ class Trainer:
         self.processes = processes
         self.rows: list[dict[str, Any]] = []
         self.keeper: Keeper | None = None
-        self._selection = Selection(task, config, replay.bound)
+        self._selection = Selection(replay.forgetting, config.keep)
         self.progress = Progress()
         self._clock = 0.0
         self._stepper = Stepper(potential, task, config, penalty, task.epochs * self._steps_per_epoch, processes)
@@ -99,7 +103,9 @@ class Trainer:
         try:
             while self.progress.epoch <= self.task.epochs and not self._stops_early():
                 self._epoch()
-            self._selection.keep_to_bound(self.potential, self._errors_on_old, self._errors, self.log)
+            if self.keeper is not None:
+                self.keeper.after_training(self)
+            self._selection.keep_to_bound(self.potential, self._errors_on_old, self._errors)
         finally:
             self.best.load_into(self.potential)
 
@@ -109,18 +115,29 @@ class Trainer:
         return self._selection.best
 
     @property
+    def columns(self) -> Columns:
+        """What is shown of each epoch."""
+        return replace(self.task.columns, penalty=self.penalty is not None)
+
+    def kept(self) -> Kept:
+        """What the training ended with, and why."""
+        return self._selection.kept([row for row in self.rows if row["stage"] == self.task.name])
+
+    @property
     def initial(self) -> dict[str, Measured | None]:
         """Errors before the first epoch, on every set; empty until they are known."""
         return self._selection.initial
 
     def _begin(self) -> None:
         errors = {"train": self.task.untouched, **self._errors(self.potential)}
-        score = self._selection.begin(errors, self.potential)
-        if score is not None and not math.isfinite(score):
-            raise TrainingError(f"the loss of the untouched model on the validation or replay frames is {score}")
-        columns = self.task.columns
+        for name in ("valid", "replay") if self.config.bound is not None else ("valid",):
+            judged = errors[name]
+            if judged is not None and not math.isfinite(judged.loss):
+                raise TrainingError(f"the loss of the untouched model on the {name} structures is {judged.loss}")
+        self._selection.begin(errors, self.potential)
+        columns = self.columns
         self.log(header_line(columns))
-        row = epoch_row(0, errors, columns, learning_rate=0.0, penalty=0.0, seconds=0.0)
+        row = epoch_row(0, errors, columns, learning_rate=0.0, penalty=0.0, seconds=0.0, score=0.0, forgetting=0.0)
         self.log.epoch({"stage": self.task.name, **row}, columns, best=True)
         self.task.begin_epoch()
         self._clock = time.perf_counter()
@@ -166,7 +183,8 @@ class Trainer:
         for note in (*progress.notes(), *self.task.notes()):
             self.log(f"note: {note}")
         errors = {"train": trained, **self._errors(self.evaluated)}
-        best = self._selection.keep_if_better(epoch, errors, self.evaluated, moved=not progress.skipped_in_a_row)
+        best = self._selection.offer(epoch, errors, self.evaluated, moved=not progress.skipped_in_a_row)
+        forgetting = self.replay.forgetting
         values: dict[str, float] = {
             "learning_rate": progress.learning_rate,
             "penalty": self.penalty.value() if self.penalty is not None else 0.0,
@@ -174,24 +192,25 @@ class Trainer:
             "skipped_steps": progress.skipped,
             "seconds": time.perf_counter() - self._clock,
             "peak_memory_gb": peak_memory(self.potential.device),
+            "score": self._selection.score(errors),
+            "forgetting": math.nan if forgetting is None else forgetting.rise(errors["replay"]),
             "best": best,
         }
-        if self.replay.bound is not None:
-            values["forgetting"] = self.replay.bound.rise(errors["replay"])
-            self.replay.bound.adapt(errors["replay"])
+        if forgetting is not None:
+            forgetting.adapt(errors["replay"])
         self.rows.append({"stage": self.task.name, **epoch_row(epoch, errors, self.task.columns, **values)})
-        self.log.epoch(self.rows[-1], self.task.columns, best)
+        self.log.epoch(self.rows[-1], self.columns, best)
         self.progress = progress.next_epoch()
         self._clock = time.perf_counter()
         self.task.begin_epoch()
 
     def _adapt_between(self) -> None:
         """Do not leave the strength of the penalty alone until the end of a long epoch."""
-        bound, done = self.replay.bound, self.progress.steps
-        if bound is None or done == self._steps_per_epoch:
+        forgetting, done = self.replay.forgetting, self.progress.steps
+        if forgetting is None or done == self._steps_per_epoch:
             return
-        if done % bound.measured_every(self.task.epochs, self._steps_per_epoch) == 0:
-            bound.adapt(self._errors_on_old(self.evaluated))
+        if done % forgetting.measured_every(self.task.epochs, self._steps_per_epoch) == 0:
+            forgetting.adapt(self._errors_on_old(self.evaluated))
 
     def train(self, order: Sequence[list[int]], on_step: Callable[[], object] | None = None) -> None:
         """One iteration on each batch of training examples, with the replay batches that come next."""
@@ -278,7 +297,8 @@ class Trainer:
             return evaluate(potential, watched, self.config.loss, **shared)
 
     def _stops_early(self) -> bool:
-        if not self._selection.stops_early(self.progress.epoch - 1):
+        patience = self.config.early_stopping
+        if patience is None or not self._selection.stops_early(self.progress.epoch - 1, patience):
             return False
         self.log(f"stopped early: no better score for {self.config.early_stopping} epochs")
         return True

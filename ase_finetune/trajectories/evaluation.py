@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import mean, median
 from typing import Any
 
@@ -77,6 +77,8 @@ class RelaxationErrors:
         Steps to convergence, of all.
     right_basin, converged, failed, total
         Numbers of relaxations.
+    losses
+        What ``loss`` is the mean of, for each relaxation in their order; infinite for those that failed.
     """
 
     loss: float
@@ -91,10 +93,11 @@ class RelaxationErrors:
     converged: int
     failed: int
     total: int
+    losses: Sequence[float] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Values by name."""
-        return asdict(self)
+        """Values over the set by name."""
+        return {name: value for name, value in asdict(self).items() if name != "losses"}
 
 
 def summarize(errors: Sequence[PairError]) -> RelaxationErrors:
@@ -107,13 +110,17 @@ def summarize(errors: Sequence[PairError]) -> RelaxationErrors:
     """
     inside = [error for error in errors if error.right_basin]
     alive = [error for error in errors if error.failure is None]
+    losses = [
+        math.inf if error.failure is not None else _SCALE * math.log1p((error.strain + error.rmsd) / _SCALE)
+        for error in errors
+    ]
 
     def over(name: str, how: Any = median) -> float:
         values = [abs(getattr(error, name)) for error in inside]
         return float(how(values)) if values else math.nan
 
     return RelaxationErrors(
-        loss=mean(_SCALE * math.log1p((error.strain + error.rmsd) / _SCALE) for error in alive) if alive else math.nan,
+        loss=mean(filter(math.isfinite, losses)) if alive else math.nan,
         rmsd_median=over("rmsd"),
         rmsd_mean=over("rmsd", mean),
         strain_median=over("strain"),
@@ -125,6 +132,7 @@ def summarize(errors: Sequence[PairError]) -> RelaxationErrors:
         converged=sum(error.converged for error in errors),
         failed=len(errors) - len(alive),
         total=len(errors),
+        losses=tuple(losses),
     )
 
 

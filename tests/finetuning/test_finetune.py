@@ -75,7 +75,7 @@ def shifted(frames, offsets):
 def last():
     """The last epoch of every method, not the best one."""
     # Draws enough for the outcome not to hang on their seed.
-    options = LONG | {"ewc_lambda": 0.08, "fisher_draws": 100}
+    options = LONG | {"ewc_lambda": 0.08, "fisher_draws": 100, "keep": "last"}
     return {
         method: finetune(morse.pretrained(), TRAIN, None, replay=OLD, method=method, **options) for method in METHODS
     }
@@ -104,13 +104,13 @@ def test_the_methods_differ(last):
 
 
 def test_huge_lambda_holds_everything(last):
-    held = finetune(morse.pretrained(), TRAIN, None, replay=OLD, method="ewc", ewc_lambda=1e8, **LONG)
+    held = finetune(morse.pretrained(), TRAIN, None, replay=OLD, method="ewc", ewc_lambda=1e8, keep="last", **LONG)
     assert moved(last["naive"]) > 0.05
     assert moved(held) < 0.1 * moved(last["naive"])
 
 
 def test_lambda_zero_is_naive(last):
-    free = finetune(morse.pretrained(), TRAIN, None, replay=OLD, method="ewc", ewc_lambda=0.0, **LONG)
+    free = finetune(morse.pretrained(), TRAIN, None, replay=OLD, method="ewc", ewc_lambda=0.0, keep="last", **LONG)
     assert morse.same_weights(free.potential, last["naive"].potential)
     assert free.history[-1]["penalty"] == 0
 
@@ -123,7 +123,7 @@ def test_schedules_differ():
 def test_joint_without_replay_weight_is_naive():
     naive, joint = (
         run(valid=None, method="naive"),
-        run(valid=None, method="replay", replay_schedule="joint", replay_weight=0.0),
+        run(valid=None, method="replay", replay_schedule="joint", replay_weight=0.0, keep="last"),
     )
     theirs = morse.weights(joint.potential)
     for name, value in morse.weights(naive.potential).items():
@@ -132,7 +132,9 @@ def test_joint_without_replay_weight_is_naive():
 
 def test_pieces_of_a_batch_make_the_same_step():
     """With max_edges every structure is worked off alone; the gradients still are those of the batch."""
-    whole, pieces = (run(valid=None, method="replay", dtype="float64", max_edges=edges) for edges in (100_000, 1))
+    whole, pieces = (
+        run(valid=None, method="replay", dtype="float64", keep="last", max_edges=edges) for edges in (100_000, 1)
+    )
     theirs = morse.weights(pieces.potential)
     assert moved(whole) > 1e-3
     for name, value in morse.weights(whole.potential).items():
@@ -187,7 +189,7 @@ def test_frames_are_not_changed():
 
 @pytest.mark.parametrize("method", ["naive", "reewc"])
 def test_frozen_parameters_keep_every_bit(method):
-    calculator = run(valid=None, method=method, freeze=["shift", "wid*"], weight_decay=0.1)
+    calculator = run(valid=None, method=method, freeze=["shift", "wid*"], weight_decay=0.1, keep="last")
     start, now = morse.weights(morse.pretrained()), morse.weights(calculator.potential)
     assert {name for name in start if torch.equal(start[name], now[name])} == {"width", "shift"}
     assert sorted(calculator.metadata["frozen"]) == ["shift", "width"]
@@ -308,11 +310,12 @@ def test_history(method, replay):
     assert [row["epoch"] for row in calculator.history] == [1, 2, 3]
     columns = {f"{name}_{measure}" for name in SETS for measure in MEASURES}
     columns |= {"stage", "epoch", "learning_rate", "penalty", "skipped_steps", "seconds", "peak_memory_gb", "best"}
-    columns |= {"ewc_lambda"}
+    columns |= {"ewc_lambda", "score", "forgetting"}
+    of_replay = {name for name in columns if name.startswith("replay")} | {"forgetting"}
     for row in calculator.history:
-        assert set(row) == columns
+        assert set(row) - {"outcome"} == columns
         assert (row["penalty"] > 0) == (method == "reewc")
-        assert all(math.isfinite(row[name]) for name in columns - {"stage"} if replay or not name.startswith("replay"))
+        assert all(math.isfinite(row[name]) for name in columns - {"stage"} - (set() if replay else of_replay))
         assert math.isnan(row["replay_loss"]) == (replay is None)
 
 
@@ -327,19 +330,21 @@ def test_history_is_the_error_of_the_weights():
 def test_output_folder(tmp_path):
     output = tmp_path / "deep" / "run"
     calculator = run(output=output)
-    written = {"model", "history.csv", "run.json", "log.txt", "checkpoints", ".lock"}
+    written = {"model", "last", "history.csv", "run.json", "log.txt", "checkpoints", ".lock"}
     written |= {"record.safetensors", "report.html", "report"}
     assert {path.name for path in output.iterdir()} == written
     with (output / "history.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2
-    assert list(rows[0]) == list(calculator.history[0])
+    assert list(rows[0]) == list(calculator.history[-1])
+    assert [row["outcome"] for row in rows] == ["", f"kept epoch {calculator.metadata['errors']['best_epoch']}"]
     for name in ("train_loss", "valid_forces_mae", "replay_energy_mae", "penalty", "learning_rate"):
         assert float(rows[1][name]) == pytest.approx(calculator.history[1][name], rel=1e-12)
     assert json.loads((output / "run.json").read_text()) == json.loads(json.dumps(calculator.metadata))
     log = (output / "log.txt").read_text()
-    for part in ("reference energies", "Fisher information", "best epoch", "softening slope", "elements"):
+    for part in ("reference energies", "Fisher information", "forgetting: bound", "softening slope", "elements"):
         assert part in log
+    assert log.splitlines()[-1] == calculator.metadata["outcome"]
     assert calculator.parameters["model"] == str(output / "model")
 
 
@@ -372,7 +377,7 @@ def test_metadata():
     )
     assert {"ase_finetune", "python", "torch", "ase"} <= set(metadata["versions"])
     assert all(len(digest) == 64 for digest in metadata["data"].values())
-    assert set(metadata["errors"]) == {"stage", "best_epoch", "before", "after"}
+    assert set(metadata["errors"]) == {"stage", "best_epoch", "kept", "before", "after"}
     assert set(metadata["errors"]["before"]) == {"train", "valid", "replay"}
     assert metadata["fisher"]["kind"] == "gaussian"
     assert metadata["fisher"]["divided_by_mean"] > 0
@@ -387,7 +392,7 @@ def test_quiet_and_verbose(capsys):
     assert capsys.readouterr() == ("", "")
     run(verbose=True)
     out = capsys.readouterr().out
-    for part in ("train  16", "1 of 1 target elements occur in the replay set", "trained", "best epoch", "before"):
+    for part in ("train  16", "1 of 1 target elements occur in the replay set", "trained", "kept: epoch", "before"):
         assert part in out
 
 
@@ -480,22 +485,28 @@ def test_fisher_file_goes_with_every_reference(reference, tmp_path):
 # The choice of the weights
 
 
-def scripted(monkeypatch, valid, replay, *, epochs=None, **options):
-    """A run whose validation and replay losses are given, epoch 0 first; and the weights of each epoch."""
-    blank = Errors(*[0.0] * 8)
+def scripted(monkeypatch, valid, moves, *, epochs=None, **options):
+    """A run whose validation losses and moves on old structures (meV/atom) are given; and the weights of each epoch."""
     epoch, weights = iter(range(100)), []
 
     def errors(trainer, potential):
         now = next(epoch)
         weights.append(morse.weights(potential))
-        return {
-            "valid": None if valid is None else replace(blank, loss=valid[now]),
-            "replay": replace(blank, loss=replay[now]),
-        }
+        return {"valid": losses(valid[now]), "replay": replace(BLANK, energy_mae=moves[now])}
 
     monkeypatch.setattr(training.Trainer, "_errors", errors)
-    calculator = run(epochs=epochs or len(replay) - 1, **options)
+    monkeypatch.setattr(training.Trainer, "_errors_on_old", lambda *_: replace(BLANK, energy_mae=99.0))
+    calculator = run(epochs=epochs or len(valid) - 1, **options)
     return calculator, weights
+
+
+BLANK = Errors(*[0.0] * 8)
+
+
+def losses(each):
+    """Errors of a validation set: a loss that all examples have, or that of each."""
+    each = [each] * 6 if isinstance(each, float) else each
+    return replace(BLANK, loss=sum(each) / len(each), losses=tuple(each))
 
 
 def is_of_epoch(calculator, weights, epoch):
@@ -504,45 +515,81 @@ def is_of_epoch(calculator, weights, epoch):
     return [all(torch.equal(value, now[name]) for name, value in item.items()) for item in weights].index(True) == epoch
 
 
-@pytest.mark.parametrize(
-    ("method", "best"),
-    [("naive", 3), ("replay", 2), ("ewc", 2), ("reewc", 2)],
-)
-def test_best_checkpoint_weighs_valid_and_replay(monkeypatch, method, best):
-    """Validation falls to the end, but the last epochs forget more than they gain."""
-    valid, replay = [1.0, 0.5, 0.4, 0.3, 0.35], [0.2, 0.2, 0.25, 0.7, 0.9]
-    calculator, weights = scripted(monkeypatch, valid, replay, method=method)
+@pytest.mark.parametrize(("method", "best"), [("naive", 3), ("replay", 2), ("ewc", 2), ("reewc", 2)])
+def test_lowest_validation_loss_within_the_bound(monkeypatch, method, best):
+    """Validation falls further, but the later epochs forget more than 5 %, and drawn back they forget still more."""
+    valid, moves = [1.0, 0.5, 0.4, 0.3, 0.35], [0.0, 1.0, 3.0, 3.5, 9.0]
+    calculator, weights = scripted(monkeypatch, valid, moves, method=method)
     assert is_of_epoch(calculator, weights, best)
     assert [row["best"] for row in calculator.history] == [True, True, best == 3, False]
+    kept = calculator.metadata["errors"]["kept"]
+    assert (kept["bound"], kept["unchanged"]) == (None if method == "naive" else 0.05, False)
+    assert ("given up for the bound: epoch 3" in kept["sentence"]) == (method != "naive")
 
 
-def test_replay_weight_counts_in_the_choice(monkeypatch):
-    valid, replay = [1.0, 0.5, 0.4, 0.3], [0.2, 0.2, 0.25, 0.7]
-    calculator, weights = scripted(monkeypatch, valid, replay, method="replay", replay_weight=0.01)
-    assert is_of_epoch(calculator, weights, 3)
+def test_a_target_with_small_errors_is_learnt_all_the_same(monkeypatch):
+    """The replay loss starts at zero on the model's own labels: its rise must not outweigh what is gained."""
+    calculator, weights = scripted(monkeypatch, [0.01, 0.009, 0.008], [0.0, 1.0, 2.0], method="reewc")
+    assert is_of_epoch(calculator, weights, 2)
 
 
-def test_better_than_before_on_replay_is_no_bonus(monkeypatch):
-    calculator, weights = scripted(monkeypatch, [1.0, 0.5, 0.6], [0.9, 0.9, 0.1], method="replay")
-    assert is_of_epoch(calculator, weights, 1)
+@pytest.mark.parametrize("method", ["naive", "reewc"])
+def test_the_last_epoch_on_demand(monkeypatch, method):
+    calculator, weights = scripted(monkeypatch, [1.0, 0.5, 1.7], [0.0, 1.0, 90.0], method=method, keep="last")
+    assert is_of_epoch(calculator, weights, 2)
 
 
-def test_the_pretrained_model_may_be_the_best(monkeypatch):
-    calculator, weights = scripted(monkeypatch, [1.0, 1.5, 1.2], [0.1, 0.1, 0.1], method="replay")
+@pytest.mark.parametrize(
+    ("valid", "best"),
+    [
+        # a single frame: the last epoch that is better than the untouched model
+        ([[1.0], [0.5], [0.6], [0.7]], 3),
+        ([[1.0], [0.5], [0.6], [1.1]], 2),
+        ([[1.0], [1.1], [1.2], [1.3]], 0),
+        # four frames: 0.1 +- 0.12 is no reason to go back, 0.1 +- 0.01 is
+        ([[1.0] * 4, [0.5] * 4, [0.4, 0.4, 0.7, 0.9]], 2),
+        ([[1.0] * 4, [0.5] * 4, [0.62, 0.58, 0.6, 0.6]], 1),
+        # five frames: the lowest one
+        ([[1.0] * 5, [0.5] * 5, [0.4, 0.4, 0.4, 0.7, 0.7]], 1),
+        # ... if it is better than the untouched model beyond the paired error
+        ([[1.0] * 5, [0.5, 1.2, 1.2, 1.2, 0.8]], 0),
+        ([[1.0] * 5, [0.9, 0.8, 0.7, 0.8, 0.9]], 1),
+    ],
+)
+def test_few_validation_frames(monkeypatch, valid, best):
+    calculator, weights = scripted(monkeypatch, valid, [0.0] * len(valid), method="reewc")
+    assert is_of_epoch(calculator, weights, best)
+
+
+def test_unchanged_is_said_everywhere(monkeypatch, tmp_path, capsys):
+    calculator, weights = scripted(
+        monkeypatch, [1.0, 1.5, 1.2], [0.0] * 3, method="replay", output=tmp_path / "run", verbose=True
+    )
     assert is_of_epoch(calculator, weights, 0)
     assert morse.same_weights(calculator.potential, morse.pretrained())
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert last_line.startswith("unchanged: no epoch was clearly better on validation than the model it started from")
+    assert "epoch 2, +20 %" in last_line
+    assert (tmp_path / "run" / "log.txt").read_text(encoding="utf-8").splitlines()[-1] == last_line
+    assert calculator.metadata["unchanged"] is True
+    assert calculator.history[-1]["outcome"] == "unchanged"
+    assert "(unchanged" in repr(calculator)
+    loaded = FinetunedCalculator(tmp_path / "run" / "model", device="cpu")
+    assert "(unchanged" in repr(loaded)
+    # ... and the last epoch is not lost.
+    last = FinetunedCalculator(tmp_path / "run" / "last", device="cpu")
+    assert torch.equal(morse.weights(last.potential)["depth"], weights[2]["depth"])
+    assert "(unchanged" not in repr(last)
 
 
 def test_nan_is_never_the_best(monkeypatch):
-    calculator, weights = scripted(monkeypatch, [1.0, math.nan, 0.5, math.nan], [0.1] * 4, method="replay")
+    calculator, weights = scripted(monkeypatch, [1.0, math.nan, 0.5, math.nan], [0.0] * 4, method="replay")
     assert is_of_epoch(calculator, weights, 2)
 
 
 def test_nan_before_training_is_an_error(monkeypatch):
-    with pytest.raises(
-        TrainingError, match="the loss of the untouched model on the validation or replay frames is nan"
-    ):
-        scripted(monkeypatch, [math.nan, 0.5], [0.1] * 2, method="replay")
+    with pytest.raises(TrainingError, match="the loss of the untouched model on the valid structures is nan"):
+        scripted(monkeypatch, [math.nan, 0.5], [0.0] * 2, method="replay")
 
 
 def test_a_run_that_dies_leaves_its_best_model(monkeypatch, tmp_path):
@@ -580,14 +627,14 @@ def test_without_validation_the_last_epoch_is_kept():
 
 def test_early_stopping(monkeypatch):
     valid = [1.0, 0.5, 0.6, 0.55, 0.1, 0.1]
-    calculator, weights = scripted(monkeypatch, valid, [0.1] * 6, method="naive", early_stopping=2, epochs=5)
+    calculator, weights = scripted(monkeypatch, valid, [0.0] * 6, method="naive", early_stopping=2, epochs=5)
     assert [row["epoch"] for row in calculator.history] == [1, 2, 3]
     assert is_of_epoch(calculator, weights, 1)
 
 
 def test_early_stopping_does_not_stop_progress(monkeypatch):
     valid = [1.0, 0.5, 0.6, 0.4, 0.5, 0.3]
-    calculator, _ = scripted(monkeypatch, valid, [0.1] * 6, method="naive", early_stopping=2, epochs=5)
+    calculator, _ = scripted(monkeypatch, valid, [0.0] * 6, method="naive", early_stopping=2, epochs=5)
     assert len(calculator.history) == 5
 
 
@@ -606,7 +653,7 @@ def test_ema_by_hand(monkeypatch):
         steps.append(morse.weights(trainer.potential))
 
     monkeypatch.setattr(training.Trainer, "_iteration", iteration)
-    calculator = run(valid=None, method="replay", ema_decay=0.5, dtype="float64")
+    calculator = run(valid=None, method="replay", ema_decay=0.5, dtype="float64", keep="last")
     assert len(steps) == 8
     for name, value in morse.weights(calculator.potential).items():
         average = steps[0][name]
@@ -754,7 +801,7 @@ def test_published_style_fisher_and_anchor(tmp_path):
     torch.save(morse.weights(potential), tmp_path / "anchor.pt")
     torch.save(morse.weights(morse.truth()), tmp_path / "other.pt")
     files = {"fisher": str(tmp_path / "fisher.pt"), "fisher_anchor": str(tmp_path / "anchor.pt")}
-    calculator = run(method="reewc", ewc_lambda=2.0, **files, valid=None)
+    calculator = run(method="reewc", ewc_lambda=2.0, **files, valid=None, keep="last")
     start, now = morse.weights(potential), morse.weights(calculator.potential)
     expected = sum(float((now[name] - start[name]).square().sum()) for name in start)
     assert calculator.history[-1]["penalty"] == pytest.approx(expected, rel=1e-5)

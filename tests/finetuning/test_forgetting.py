@@ -12,7 +12,7 @@ from ase_finetune import FinetuneConfig, FinetunedCalculator, finetune
 from ase_finetune.continual import EWCPenalty, FisherInformation, trust_region
 from ase_finetune.errors import DataError, InputError
 from ase_finetune.finetuning.best import Selection
-from ase_finetune.finetuning.forgetting import TYPICAL_ERRORS, ForgettingBound, relative_rise
+from ase_finetune.finetuning.forgetting import TYPICAL_ERRORS, Forgetting, relative_rise
 from ase_finetune.finetuning.history import Log
 from ase_finetune.metrics import Errors
 from tests import helpers, morse
@@ -80,19 +80,19 @@ def test_rise_without_some_labels():
 
 
 def test_what_the_bound_means_is_told():
-    own = ForgettingBound(0.25, {"energy_mae": 0.0, "forces_mae": 0.0}, {})
+    own = Forgetting(0.25, {"energy_mae": 0.0, "forces_mae": 0.0}, {})
     assert own.describe() == (
         "max_forgetting 0.25: on old structures energies move by 10.5 meV/atom and forces move by 30 meV/Å at most "
         "(added in quadrature to typical errors of 14 meV/atom and 40 meV/Å)"
     )
-    other = ForgettingBound(0.03, {"energy_mae": None, "forces_mae": 50.0}, {})
+    other = Forgetting(0.03, {"energy_mae": None, "forces_mae": 50.0}, {})
     assert other.describe() == "max_forgetting 0.03: on old structures the error of forces rise to 51.5 meV/Å at most"
 
 
 def test_nothing_to_measure():
     with pytest.raises(DataError, match="max_forgetting needs energies or forces"):
-        ForgettingBound(0.03, dict.fromkeys(TYPICAL_ERRORS), {})
-    bound = ForgettingBound(0.03, {"energy_mae": 0.0, "forces_mae": 0.0}, {})
+        Forgetting(0.03, dict.fromkeys(TYPICAL_ERRORS), {})
+    bound = Forgetting(0.03, {"energy_mae": 0.0, "forces_mae": 0.0}, {})
     assert not bound.holds(None)
     assert not bound.holds(Errors(*[math.nan] * 8))
 
@@ -100,7 +100,7 @@ def test_nothing_to_measure():
 def test_the_penalty_follows():
     theta = torch.nn.Parameter(torch.ones(2))
     penalty = EWCPenalty([("theta", theta)], FisherInformation({"theta": torch.tensor([1.0, 3.0])}), 0.5)
-    bound = ForgettingBound(0.1, {"energy_mae": 10.0, "forces_mae": 10.0}, {}, penalty)
+    bound = Forgetting(0.1, {"energy_mae": 10.0, "forces_mae": 10.0}, {}, penalty)
     with torch.no_grad():
         theta += 1.0
     assert penalty.value() == pytest.approx(0.5 * 0.5 * 4)
@@ -186,7 +186,7 @@ def test_drawn_back_weights_have_to_be_better(loss, kept):
     """Where an epoch that keeps to the bound is better than they are, its weights are the result."""
     potential, log = morse.pretrained(), Log(0)
     start = morse.weights(potential)
-    bound = ForgettingBound(0.1, {"energy_mae": 10.0, "forces_mae": 10.0}, start)
+    bound = Forgetting(0.1, {"energy_mae": 10.0, "forces_mae": 10.0}, start)
     selection = Selection(None, FinetuneConfig(method="ewc"), bound)
     selection.begin(measured(valid=2.0, replay=10.0), potential)
     results = []
@@ -251,8 +251,8 @@ def test_result_of_a_folder_is_what_is_returned(tmp_path):
 def test_long_epochs_are_measured_in_between(monkeypatch):
     monkeypatch.setattr(trust_region, "_FEWEST_STEPS", 4)
     seen = []
-    original = ForgettingBound.adapt
-    monkeypatch.setattr(ForgettingBound, "adapt", lambda self, errors: (seen.append(errors), original(self, errors)))
+    original = Forgetting.adapt
+    monkeypatch.setattr(Forgetting, "adapt", lambda self, errors: (seen.append(errors), original(self, errors)))
     run("ewc", max_forgetting=BOUND, epochs=2)
     assert len(seen) == 2 * 3  # 12 steps: after 4, 8 and at the end
     seen.clear()
