@@ -337,7 +337,7 @@ def test_output_folder(tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2
     assert list(rows[0]) == list(calculator.history[-1])
-    assert [row["outcome"] for row in rows] == ["", f"kept epoch {calculator.metadata['errors']['best_epoch']}"]
+    assert [row["outcome"] for row in rows] == ["", "kept epoch 2 drawn back to 27%"]
     for name in ("train_loss", "valid_forces_mae", "replay_energy_mae", "penalty", "learning_rate"):
         assert float(rows[1][name]) == pytest.approx(calculator.history[1][name], rel=1e-12)
     assert json.loads((output / "run.json").read_text()) == json.loads(json.dumps(calculator.metadata))
