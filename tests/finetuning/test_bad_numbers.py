@@ -142,7 +142,7 @@ def wrong():
 def test_outliers_are_told_before_training_and_kept(wrong, capsys):
     calculator = run(wrong, method="naive", epochs=1)
     told = capsys.readouterr().out
-    before, _ = told.split("epoch  train")
+    before, _ = told.split("\nepoch ")
     assert "note: frame 3 of train (list): energy -" in before
     assert "note: frame 8 of train (list): largest force error +" in before
     assert "note: frame 15 of train (list): largest stress error +" in before

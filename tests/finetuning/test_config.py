@@ -46,6 +46,7 @@ EVERYTHING = {
     "fisher_normalize": False,
     "fisher_anchor": "anchor.pt",
     "ewc_lambda": 3.0,
+    "keep": "last",
     "max_forgetting": 0.05,
     "group_by": "run",
     "energy_key": "e",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from ase_finetune import FinetuneConfig, FinetunedCalculator, finetune
+from ase_finetune import FinetunedCalculator, finetune
 from ase_finetune.continual import EWCPenalty, FisherInformation, trust_region
 from ase_finetune.errors import DataError, InputError
 from ase_finetune.finetuning.best import Selection
-from ase_finetune.finetuning.forgetting import TYPICAL_ERRORS, Forgetting, relative_rise
-from ase_finetune.finetuning.history import Log
+from ase_finetune.finetuning.config import DEFAULT_BOUND
+from ase_finetune.finetuning.forgetting import TYPICAL_ERRORS, Forgetting, largest_move, relative_rise
 from ase_finetune.metrics import Errors
 from tests import helpers, morse
 
@@ -22,6 +25,7 @@ VALID = morse.labelled(morse.silicon(6, 2))
 OLD = morse.oxide(12, 3)
 OPTIONS = {"epochs": 8, "learning_rate": 0.01, "batch_size": 2, "monitor_size": 4, "verbose": False, "device": "cpu"}
 BOUND = 0.1
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "science" / "results"
 
 
 def run(method, valid=VALID, *, replay=OLD, **options):
@@ -42,8 +46,10 @@ def gained(calculator):
     return 1 - errors["after"]["valid"]["loss"] / errors["before"]["valid"]["loss"]
 
 
-def told(capsys):
-    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("max_forgetting")]
+def printed(capsys):
+    """What the bound means, and the outcome."""
+    lines = capsys.readouterr().out.splitlines()
+    return next(line for line in lines if line.startswith("forgetting:")), lines[-1]
 
 
 # What is measured
@@ -60,15 +66,50 @@ def test_rise_against_labels_of_a_reference():
 
 
 def test_rise_against_labels_of_the_model_itself():
-    """In quadrature with the error that it had: 3-4-5."""
-    before = {"energy_mae": 0.001, "forces_mae": 0.01}
-    moved = {name: 0.75 * error for name, error in TYPICAL_ERRORS.items()}
-    assert relative_rise(moved, before) == pytest.approx(0.25)
+    """In quadrature with half the error that it had: 3-4-5."""
+    before = {"energy_mae": 0.0, "forces_mae": 0.0}
+    moved = {name: 0.75 * error / 2 for name, error in TYPICAL_ERRORS.items()}
+    assert relative_rise(moved, before) == pytest.approx(0.25 / 2)
     assert relative_rise(before, before) == 0.0
-    # ... and where an earlier stage has moved it already
-    assert relative_rise(moved, moved, own_labels=True) == 0.0
-    further = moved | {"forces_mae": TYPICAL_ERRORS["forces_mae"]}
-    assert relative_rise(further, moved, own_labels=True) == pytest.approx(math.sqrt(2) / 1.25 - 1)
+    assert relative_rise(moved | {"forces_mae": 0.0}, before) == pytest.approx(0.25 / 2)
+    for name in TYPICAL_ERRORS:
+        assert relative_rise(dict.fromkeys(TYPICAL_ERRORS, 0.0) | {name: largest_move(name, 0.05)}, before) == (
+            pytest.approx(0.05)
+        )
+
+
+def test_the_estimate_is_that_of_labelled_frames():
+    """Rise of labelled errors on MPtrj in committed studies, by how far predictions moved from the model's own labels.
+
+    In the median over all of them it is right within a fifth, and nowhere far off where the bound decides.
+    """
+    ratios = {name: [] for name in TYPICAL_ERRORS}
+    for untouched, fitted in committed_runs():
+        for name, values in ratios.items():
+            old, new = untouched["sets"]["mptrj"][name], fitted["sets"]["mptrj"][name]
+            (row,) = [row for row in fitted["history"] if row["best"] is True][-1:]
+            moved = dict.fromkeys(TYPICAL_ERRORS, 0.0) | {name: row[f"replay_{name}"]}
+            if new / old > 1.003:
+                values.append(relative_rise(moved, dict.fromkeys(TYPICAL_ERRORS, 0.0)) / (new / old - 1))
+    for name, values in ratios.items():
+        assert len(values) > 40, name
+        assert 0.8 < float(np.median(values)) < 1.25, name
+        assert float(np.mean([1 / 3 < ratio < 3 for ratio in values])) > 0.75, name
+
+
+def committed_runs():
+    """Results of studies on SevenNet-0 with labelled MPtrj frames among the judged sets."""
+    for folder in sorted(RESULTS.iterdir()):
+        start = folder / "untouched-s0.json"
+        if start.is_file() and not folder.name.startswith("mace"):
+            untouched = json.loads(start.read_text(encoding="utf-8"))
+            for file in sorted(folder.glob("*.json")):
+                fitted = json.loads(file.read_text(encoding="utf-8"))
+                rows = fitted.get("history", [])
+                # Models whose own reference energies were moved are off by that on labels of the old one.
+                moved = fitted["options"].get("reference") == "shift"
+                if "mptrj" in fitted.get("sets", {}) and any(row.get("best") is True for row in rows) and not moved:
+                    yield untouched, fitted
 
 
 def test_rise_without_some_labels():
@@ -79,14 +120,17 @@ def test_rise_without_some_labels():
     assert math.isnan(relative_rise({"energy_mae": None, "forces_mae": None}, dict.fromkeys(TYPICAL_ERRORS)))
 
 
-def test_what_the_bound_means_is_told():
-    own = Forgetting(0.25, {"energy_mae": 0.0, "forces_mae": 0.0}, {})
+def test_what_the_bound_means_is_described():
+    own = Forgetting(0.125, {"energy_mae": 0.0, "forces_mae": 0.0}, {})
     assert own.describe() == (
-        "max_forgetting 0.25: on old structures energies move by 10.5 meV/atom and forces move by 30 meV/Å at most "
-        "(added in quadrature to typical errors of 14 meV/atom and 40 meV/Å)"
+        "forgetting: bound 12.5%; on old structures energies move by 5.25 meV/atom and forces move by 15 meV/Å "
+        "at most, where typical errors are estimated to rise by as much"
     )
     other = Forgetting(0.03, {"energy_mae": None, "forces_mae": 50.0}, {})
-    assert other.describe() == "max_forgetting 0.03: on old structures the error of forces rise to 51.5 meV/Å at most"
+    assert other.describe() == (
+        "forgetting: bound 3.0%; on old structures the error of forces rises to 51.5 meV/Å at most"
+    )
+    assert "no bound" in Forgetting(None, {"energy_mae": 0.0, "forces_mae": 0.0}, {}).describe()
 
 
 def test_nothing_to_measure():
@@ -127,7 +171,7 @@ def test_the_bound_is_kept_and_something_is_gained(method, labels, naive):
     replay = OLD if labels == "pseudo" else morse.labelled(OLD, half_way())
     calc = run(method, replay=replay, max_forgetting=BOUND)
     assert risen(calc) <= BOUND
-    assert gained(calc) > (0.2 if "re" in method else 0.04)
+    assert gained(calc) > (0.12 if "re" in method else 0.04)
     assert calc.metadata["errors"]["before"]["replay"]["forces_mae"] > (10 if labels == "data" else -1)
     # The history tells the rise and the strength of every epoch.
     assert all(math.isfinite(row["forgetting"]) for row in calc.history)
@@ -155,10 +199,22 @@ def test_lambda_shrinks_where_the_bound_allows_more():
     assert gained(free) > gained(held)
 
 
-def test_without_a_bound_nothing_changes():
-    calc = run("ewc", ewc_lambda=0.1)
-    assert {row["ewc_lambda"] for row in calc.history} == {0.1}
-    assert "forgetting" not in calc.history[0]
+@pytest.mark.parametrize("method", ["replay", "ewc", "reewc"])
+def test_the_default_bound_chooses_and_leaves_lambda_alone(method):
+    calc = run(method, ewc_lambda=0.01)
+    assert len({row["ewc_lambda"] for row in calc.history}) == 1
+    assert calc.history[-1]["forgetting"] > DEFAULT_BOUND
+    assert risen(calc) <= DEFAULT_BOUND
+    assert gained(calc) > 0
+    assert calc.metadata["errors"]["kept"]["fraction"] < 1
+
+
+@pytest.mark.parametrize(("method", "options"), [("naive", {}), ("reewc", {"keep": "last"})])
+def test_no_bound(method, options):
+    calc = run(method, **options)
+    assert risen(calc) > 5 * DEFAULT_BOUND
+    assert calc.metadata["errors"]["kept"]["bound"] is None
+    assert calc.metadata["errors"]["kept"]["forgetting"] == pytest.approx(risen(calc))
 
 
 @pytest.mark.parametrize("valid", [VALID, None])
@@ -166,12 +222,15 @@ def test_weights_that_break_the_bound_are_drawn_back(valid, naive, capsys):
     """If no epoch keeps to the bound; a line says so, with what was measured."""
     calc = run("naive", valid, max_forgetting=BOUND, verbose=True)
     assert min(row["forgetting"] for row in calc.history) > BOUND
-    limits, line = told(capsys)
-    assert limits.startswith("max_forgetting 0.1: on old structures energies move by 6.42 meV/atom")
+    limits, outcome = printed(capsys)
+    assert limits.startswith("forgetting: bound 10.0%; on old structures energies move by 4.64 meV/atom")
     best = calc.metadata["errors"]["best_epoch"]
     assert best == (8 if valid is None else naive.metadata["errors"]["best_epoch"])
-    assert line.startswith(f"max_forgetting: with the weights of epoch {best} errors on old structures rise by ")
-    assert f"(rise {risen(calc):.1%}) and are kept" in line
+    fraction = calc.metadata["errors"]["kept"]["fraction"]
+    assert outcome.startswith(
+        f"kept: epoch {best} of 8, drawn back to {fraction:.0%} of the way from the pretrained weights: "
+    )
+    assert f"old structures +{100 * risen(calc):.1f} % (bound 10 %); given up for the bound: epoch {best}, " in outcome
     assert 0.5 * BOUND < risen(calc) <= BOUND
     # On the straight line to the weights of that epoch.
     start, end, now = (morse.weights(p) for p in (morse.pretrained(), naive.potential, calc.potential))
@@ -184,15 +243,15 @@ def test_weights_that_break_the_bound_are_drawn_back(valid, naive, capsys):
 @pytest.mark.parametrize(("loss", "kept"), [(0.95, True), (1.2, False), (math.nan, False)])
 def test_drawn_back_weights_have_to_be_better(loss, kept):
     """Where an epoch that keeps to the bound is better than they are, its weights are the result."""
-    potential, log = morse.pretrained(), Log(0)
+    potential = morse.pretrained()
     start = morse.weights(potential)
     bound = Forgetting(0.1, {"energy_mae": 10.0, "forces_mae": 10.0}, start)
-    selection = Selection(None, FinetuneConfig(method="ewc"), bound)
+    selection = Selection(bound)
     selection.begin(measured(valid=2.0, replay=10.0), potential)
     results = []
     for epoch, valid, replay in ((1, 1.0, 10.5), (2, 0.9, 14.0), (3, 1.5, 10.1)):
         shift(potential, start, epoch)
-        results.append(selection.keep_if_better(epoch, measured(valid, replay), potential))
+        results.append(selection.offer(epoch, measured(valid, replay), potential))
     assert results == [True, False, False]
 
     def watched(now):
@@ -203,10 +262,15 @@ def test_drawn_back_weights_have_to_be_better(loss, kept):
     def everything(now):
         return {"valid": measured(loss, 0.0)["valid"], "replay": watched(now)}
 
-    selection.keep_to_bound(potential, watched, everything, log)
-    (line,) = log.lines
-    assert "with the weights of epoch 2 errors on old structures rise by 40.0%; they were drawn back to 50.0%" in line
-    assert line.endswith("and are kept" if kept else "where those of epoch 1 are better, which are kept")
+    selection.keep_to_bound(potential, watched, everything)
+    rows = [{"epoch": epoch, "score": selection.score(measured(valid, 0.0))} for epoch, valid in ((1, 1.0), (2, 0.9))]
+    outcome = selection.kept(rows)
+    assert (outcome.kept.epoch, outcome.given_up.epoch) == (2 if kept else 1, 2)
+    assert outcome.given_up.forgetting == pytest.approx(0.4)
+    assert outcome.fraction == pytest.approx(0.5 if kept else 1.0, abs=1e-2)
+    assert ("epoch 2 of 2, drawn back to 50%" in outcome.sentence()) == kept
+    assert "given up for the bound: epoch 2, " in outcome.sentence()
+    assert "(max_forgetting=0.4 allows it)" in outcome.sentence()
     selection.best.load_into(potential)
     expected = 0.2 * 0.5 if kept else 0.1
     torch.testing.assert_close(depth(potential), start["depth"] + expected, rtol=0, atol=1e-3)
@@ -218,7 +282,7 @@ def measured(valid, replay):
     """Errors on all sets."""
     return {
         "train": None,
-        "valid": Errors(valid, 0, 0, 0, 0, 0, 0, 1),
+        "valid": Errors(valid, 0, 0, 0, 0, 0, 0, 1, (valid,) * 6),
         "replay": Errors(0, replay, 0, replay, 0, 0, 0, 1),
     }
 
@@ -234,8 +298,9 @@ def shift(potential, start, epoch):
 def test_weights_that_keep_to_the_bound_are_left_alone(capsys):
     calc = run("reewc", max_forgetting=1.0, epochs=2, verbose=True)
     best = calc.metadata["errors"]["best_epoch"]
-    expected = f"max_forgetting: with the weights of epoch {best} errors on old structures rise by {risen(calc):.1%}"
-    assert told(capsys)[1:] == [f"{expected}, which keeps to it"]
+    _, outcome = printed(capsys)
+    assert outcome.startswith(f"kept: epoch {best} of 2: validation ")
+    assert outcome.endswith("(bound 100 %)")
 
 
 def test_result_of_a_folder_is_what_is_returned(tmp_path):

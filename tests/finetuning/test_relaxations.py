@@ -149,19 +149,17 @@ def test_forgetting_less(pairs, held_out, method, schedule):
     assert (kept.history[-1]["penalty"] > 0) == (method != "bptt+replay")
 
 
-def test_forgetting_is_a_relative_rise_of_the_force_error(pairs, held_out):
-    """In quadrature to a typical error for labels of the model itself; as it is for labels of a reference."""
-    task = RelaxationTask(
-        morse.pretrained().double(), read_pairs(pairs), read_pairs(held_out), RelaxationConfig(), Log(False)
-    )
-    valid = task.evaluate(morse.pretrained().double())
-
-    def errors(force):
-        return replace(Errors(*[0.0] * 8), forces_mae=force)
-
-    assert task.forgetting(errors(30.0), errors(0.0)) == pytest.approx(0.25 * valid.loss)
-    assert task.forgetting(errors(33.0), errors(30.0)) == pytest.approx(0.1 * valid.loss)
-    assert task.forgetting(errors(0.0), errors(0.0)) == 0.0
+def test_stages_that_fight_forgetting_are_bound(pairs, held_out):
+    """No energy is trained on, so nothing else holds the energies of old structures."""
+    options = {"replay": morse.oxide(8, 3), "monitor_size": 4, "learning_rate": 0.01}
+    free = run(pairs, held_out, {"epochs": 3, "learning_rate": 0.02}, method="bptt", **options)
+    held = run(pairs, held_out, {"epochs": 3, "learning_rate": 0.02}, method="bptt+ewc", ewc_lambda=1e-6, **options)
+    free, held = (calc.metadata["errors"]["kept"] for calc in (free, held))
+    assert free["bound"] is None
+    assert free["forgetting"] > 0.1
+    assert held["bound"] == 0.05
+    assert held["forgetting"] <= 0.05
+    assert "rmsd_median" in held["gains"]
 
 
 def backward(task, batch):
