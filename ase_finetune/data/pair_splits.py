@@ -29,7 +29,8 @@ def split_pairs(pairs: PairSet, valid: float | int, *, seed: int = 0) -> tuple[P
     valid
         Fraction of the pairs (a float between 0 and 1) or their number (an int).
     seed
-        Number of the fold, from 0: other seeds hold out other formulas while there are enough, as :func:`hold_out` says.
+        Number of the fold, from 0: other seeds hold out other formulas while there are enough (see
+        :func:`hold_out`).
 
     Returns
     -------
