@@ -12,7 +12,7 @@ from ase_finetune.data.pairs import Pair, PairSet, PairSource, read_pairs
 from ase_finetune.data.reference import ReferenceOffsets, align, fit_reference
 from ase_finetune.data.report import data_report
 from ase_finetune.data.split_checks import pair_split_notes, split_notes
-from ase_finetune.data.splits import Split, check_disjoint, split_frames
+from ase_finetune.data.splits import Split, check_disjoint, hold_out, split_frames
 
 __all__ = [
     "Frame",
@@ -35,6 +35,7 @@ __all__ = [
     "embedded_replay",
     "find_outliers",
     "fit_reference",
+    "hold_out",
     "is_isolated",
     "isolated_energies",
     "leave_out_isolated",
