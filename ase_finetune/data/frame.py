@@ -59,17 +59,22 @@ class Summary(NamedTuple):
         Atomic numbers that occur, ascending.
     labels
         Which of :data:`LABELS` it carries.
+    kind
+        Its ``config_type``, a name for structures of one kind ("bulk", "surface"); empty without one.
     """
 
     size: int
     elements: tuple[int, ...]
     labels: tuple[bool, ...]
+    kind: str = ""
 
 
 def summarize(frame: Frame) -> Summary:
     """The summary of a frame."""
     elements = tuple(sorted({int(z) for z in frame.atoms.numbers}))
-    return Summary(len(frame.atoms), elements, tuple(getattr(frame, label) is not None for label in LABELS))
+    labels = tuple(getattr(frame, label) is not None for label in LABELS)
+    kind = frame.atoms.info.get("config_type")
+    return Summary(len(frame.atoms), elements, labels, kind if isinstance(kind, str) else "")
 
 
 def hash_frame(sha: hashlib._Hash, frame: Frame) -> None:

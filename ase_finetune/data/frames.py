@@ -106,20 +106,25 @@ class FrameSet(Sequence[Frame]):
         return isinstance(self.frames, StreamedFrames)
 
     @property
+    def summaries(self) -> Iterable[Summary]:
+        """What is known of each frame without reading it from a database."""
+        return self.frames.summaries if isinstance(self.frames, StreamedFrames) else map(summarize, self.frames)
+
+    @property
     def elements(self) -> tuple[int, ...]:
         """Atomic numbers that occur, ascending."""
-        return tuple(sorted({z for summary in set(self._summaries()) for z in summary.elements}))
+        return tuple(sorted({z for summary in set(self.summaries) for z in summary.elements}))
 
     @property
     def num_labels(self) -> dict[str, int]:
         """How many frames carry each of energy, forces and stress."""
-        carried = [summary.labels for summary in self._summaries()]
+        carried = [summary.labels for summary in self.summaries]
         return {label: sum(labels[column] for labels in carried) for column, label in enumerate(LABELS)}
 
     @property
     def sizes(self) -> list[int]:
         """Number of atoms of each frame."""
-        return [summary.size for summary in self._summaries()]
+        return [summary.size for summary in self.summaries]
 
     @property
     def groups(self) -> list[str]:
@@ -212,9 +217,6 @@ class FrameSet(Sequence[Frame]):
         except InputError as error:
             raise DataError(f"frame {frame.index} of {self.name} ({frame.source}): {error}") from error
         return graph.with_labels(energy=frame.energy, forces=frame.forces, stress=frame.stress)
-
-    def _summaries(self) -> Iterable[Summary]:
-        return self.frames.summaries if isinstance(self.frames, StreamedFrames) else map(summarize, self.frames)
 
     def _with(self, frames: Iterable[Frame]) -> FrameSet:
         return FrameSet(self.name, frames, self.label_sources, self.notes)

@@ -14,8 +14,8 @@ import numpy as np
 from ase import Atoms
 
 #: Keys of ``info`` that identify a trajectory, the most specific first. The first one that all frames
-#: carry and that takes more than one value is used. ``config_type`` is not among them: it names kinds
-#: of structures ("bulk", "IsolatedAtom"), not trajectories.
+#: (those of a single atom aside) carry and that takes more than one value is used. ``config_type`` is
+#: not among them: it names kinds of structures ("bulk", "IsolatedAtom"), not trajectories.
 GROUP_KEYS = (
     "mptrj_traj_id",
     "traj_id",
@@ -39,7 +39,8 @@ def trajectory_groups(structures: Sequence[Atoms], sources: Sequence[str]) -> li
     """The trajectory of each structure, as a name that is equal for frames of the same one.
 
     By the first useful key of :data:`GROUP_KEYS`; without one, consecutive frames of a source with
-    the same atoms in the same order and nearly the same cell count as one trajectory.
+    the same atoms in the same order and nearly the same cell count as one trajectory. Isolated atoms, which
+    often lack the key that the others carry, do not take it from them.
 
     Parameters
     ----------
@@ -59,7 +60,7 @@ class TrajectoryGroups:
 
     def __init__(self) -> None:
         # A key is out as soon as a structure lacks it.
-        self._values: dict[str, list[str]] = {key: [] for key in GROUP_KEYS}
+        self._values: dict[str, list[str | None]] = {key: [] for key in GROUP_KEYS}
         self._consecutive: list[str] = []
         self._counts: dict[str, int] = {}
         self._last: tuple[Atoms, str] | None = None
@@ -70,10 +71,10 @@ class TrajectoryGroups:
         """The next structure and the file it is from."""
         for key in list(self._values):
             value = _scalar(atoms.info.get(key))
-            if value is None:
+            if value is None and len(atoms) > 1:
                 del self._values[key]
             else:
-                self._values[key].append(self._one(f"{key}={value}"))
+                self._values[key].append(None if value is None else self._one(f"{key}={value}"))
         if self._last is None or source != self._last[1] or not _continues(self._last[0], atoms):
             self._counts[source] = self._counts.get(source, 0) + 1
         self._consecutive.append(self._one(f"{source}, trajectory {self._counts[source]}"))
@@ -82,8 +83,8 @@ class TrajectoryGroups:
     def names(self) -> list[str]:
         """The trajectory of each structure so far."""
         for values in self._values.values():
-            if len(set(values)) > 1:
-                return values
+            if len(set(values) - {None}) > 1:
+                return [value or other for value, other in zip(values, self._consecutive, strict=True)]
         return self._consecutive
 
     def _one(self, name: str) -> str:

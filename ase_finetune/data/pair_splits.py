@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from ase import Atoms
 
-from ase_finetune.data.frames import Frame, FrameSet
 from ase_finetune.data.groups import trajectory_groups
 from ase_finetune.data.pairs import PairSet
-from ase_finetune.data.splits import split_frames
-from ase_finetune.errors import DataError, InputError
+from ase_finetune.data.splits import hold_out
+from ase_finetune.errors import DataError
 
 # Initial structures whose positions and cells differ by no more than this are the same (Å).
 _SAME = 1e-4
@@ -32,7 +29,8 @@ def split_pairs(pairs: PairSet, valid: float | int, *, seed: int = 0) -> tuple[P
     valid
         Fraction of the pairs (a float between 0 and 1) or their number (an int).
     seed
-        Chooses the formulas.
+        Number of the fold, from 0: other seeds hold out other formulas while there are enough (see
+        :func:`hold_out`).
 
     Returns
     -------
@@ -47,18 +45,17 @@ def split_pairs(pairs: PairSet, valid: float | int, *, seed: int = 0) -> tuple[P
         If ``valid`` leaves one of the sets empty.
     """
     formulas = [_reduced_formula(pair.initial) for pair in pairs]
-    train, picked = _split(pairs, formulas, valid, seed)
+    rest, picked, _ = hold_out(formulas, valid, seed=seed, name=pairs.name, noun="pairs")
     chosen = {formulas[index] for index in picked}
-    shared = chosen & {formulas[index] for index in train}
     how = f"{len(chosen)} of {len(set(formulas))} reduced formulas, none of them in both sets"
-    if shared:
+    if chosen & {formulas[index] for index in rest}:
         groups = trajectory_groups([pair.initial for pair in pairs], [pair.source for pair in pairs])
-        train, picked = _split(pairs, groups, valid, seed)
-        both = {formulas[index] for index in picked} & {formulas[index] for index in train}
+        rest, picked, _ = hold_out(groups, valid, seed=seed, name=pairs.name, noun="pairs")
+        both = {formulas[index] for index in picked} & {formulas[index] for index in rest}
         listed = ", ".join(sorted(both)[:3]) + (" ..." if len(both) > 3 else "")
         how = f"too few formulas to keep them apart, so both sets have {listed}"
     text = f"validation: {len(picked)} of {len(pairs)} pairs of {pairs.name}, {how}"
-    return pairs.select(train), pairs.select(picked, name="valid"), text
+    return pairs.select(rest), pairs.select(picked, name="valid"), text
 
 
 def check_disjoint_pairs(train: PairSet, valid: PairSet) -> None:
@@ -85,18 +82,6 @@ def check_disjoint_pairs(train: PairSet, valid: PairSet) -> None:
         named = "; ".join(f"{valid.describe(b)} is {train.describe(a)}" for a, b in shared[:5])
         more = f"; and {len(shared) - 5} more" if len(shared) > 5 else ""
         raise DataError(f"{train.name} and {valid.name} share {len(shared)} initial structures: {named}{more}")
-
-
-def _split(pairs: PairSet, groups: Sequence[str], valid: float | int, seed: int) -> tuple[list[int], list[int]]:
-    """Positions of the training and the validation pairs, with whole groups in one of them where that is possible."""
-    marks = [
-        Frame(pair.initial, group=group, index=i) for i, (pair, group) in enumerate(zip(pairs, groups, strict=True))
-    ]
-    try:
-        split = split_frames(FrameSet(pairs.name, marks), valid, seed=seed)
-    except InputError as error:
-        raise InputError(str(error).replace(" frames", " pairs")) from error
-    return [frame.index for frame in split.train], [frame.index for frame in split.valid]
 
 
 def _reduced_formula(atoms: Atoms) -> str:

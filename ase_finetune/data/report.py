@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ase.data import chemical_symbols
 
@@ -41,6 +41,12 @@ def data_report(sets: Mapping[str, FrameSet], replay_elements: set[int] | None =
     return "\n".join(lines)
 
 
+def listed(items: Iterable[str]) -> str:
+    """The first dozen of some names, separated by commas, and dots where there are more."""
+    names = list(items)
+    return ", ".join(names[:_MAX_ELEMENTS]) + (" ..." if len(names) > _MAX_ELEMENTS else "")
+
+
 def _row(name: str, frames: FrameSet) -> tuple[str, ...]:
     sizes = frames.sizes or [0]
     atoms = str(min(sizes)) if min(sizes) == max(sizes) else f"{min(sizes)}-{max(sizes)}"
@@ -60,5 +66,4 @@ def _coverage(wanted: set[int], replay: set[int]) -> str:
     text = f"{len(wanted) - len(missing)} of {len(wanted)} target elements occur in the replay set"
     if not missing:
         return text
-    named = ", ".join(chemical_symbols[z] for z in missing[:_MAX_ELEMENTS])
-    return f"{text}; {named}{' ...' if len(missing) > _MAX_ELEMENTS else ''} missing"
+    return f"{text}; {listed(chemical_symbols[z] for z in missing)} missing"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -37,8 +38,11 @@ def split_frames(frames: FrameSet, valid: float | int, *, seed: int = 0, group_b
 
     Whole trajectories, drawn at random, go to validation until their frames come as close as they can
     to the number wanted. With a single trajectory, or where even the smallest has more than twice the
-    frames wanted, the last contiguous block of each is taken instead: in time it is furthest from what
-    was trained on.
+    frames wanted, a contiguous block of each is taken instead, with seed 0 the last one: in time it is
+    furthest from what was trained on.
+
+    The seed is a fold: seeds 0, 1, 2, ... hold out different frames while there are enough of them, as the
+    members of an ensemble should. :func:`hold_out` says which.
 
     Parameters
     ----------
@@ -47,7 +51,7 @@ def split_frames(frames: FrameSet, valid: float | int, *, seed: int = 0, group_b
     valid
         Fraction of the frames (a float between 0 and 1) or their number (an int).
     seed
-        Chooses the trajectories.
+        Number of the fold, from 0.
     group_by
         A key of ``info`` that identifies the trajectory; "auto" takes :attr:`Frame.group`.
 
@@ -60,20 +64,59 @@ def split_frames(frames: FrameSet, valid: float | int, *, seed: int = 0, group_b
     InputError
         If ``valid`` leaves one of the sets empty, or a frame lacks the key.
     """
-    wanted = _wanted(len(frames), valid, frames.name)
-    groups = _groups(frames, group_by)
-    chosen = _whole_groups(groups, wanted, len(frames), seed)
-    if chosen:
-        picked = sorted(index for key in chosen for index in groups[key])
-        named = f" ({', '.join(sorted(chosen))})" if len(chosen) <= 3 else ""
-        how = f"{len(chosen)} of {len(groups)} trajectories{named}"
-    else:
-        picked = _last_blocks(list(groups.values()), wanted)
-        how = f"the last block of {'the one trajectory' if len(groups) == 1 else f'each of {len(groups)} trajectories'}"
-    taken = set(picked)
-    rest = [index for index in range(len(frames)) if index not in taken]
+    groups = frames.groups if group_by == "auto" else list(_values(frames, group_by))
+    rest, picked, how = hold_out(groups, valid, seed=seed, name=frames.name)
     text = f"validation: {len(picked)} of {len(frames)} frames of {frames.name}, {how}"
     return Split(frames.select(rest), frames.select(picked, name="valid"), text)
+
+
+def hold_out(
+    groups: Sequence[str], valid: float | int, *, seed: int, name: str, noun: str = "frames"
+) -> tuple[list[int], list[int], str]:
+    """Which members of a set are held out, keeping groups together where that is possible.
+
+    Where whole groups are held out, they are drawn in a random order. Seed 0 draws first, seed 1 draws in the same way
+    from what seed 0 left, and so on; when what is left is less than half of what is wanted, another order is begun.
+    Where blocks are held out, seed 0 takes the last block of each group, seed 1 the block before it, and so on; after
+    the first whole block it is the turn of the last again.
+
+    Parameters
+    ----------
+    groups
+        The group of each member, at least two members.
+    valid
+        Fraction of the members (a float between 0 and 1) or their number (an int).
+    seed
+        Number of the fold, from 0.
+    name, noun
+        What messages call the set and its members.
+
+    Returns
+    -------
+    rest, picked
+        Positions of the others and of those held out, ascending.
+    how
+        In words how these were chosen.
+
+    Raises
+    ------
+    InputError
+        If ``valid`` leaves one of the sets empty.
+    """
+    wanted = _wanted(len(groups), valid, name, noun)
+    members: dict[str, list[int]] = {}
+    for position, group in enumerate(groups):
+        members.setdefault(group, []).append(position)
+    chosen = _whole_groups({group: len(positions) for group, positions in members.items()}, wanted, seed)
+    if chosen:
+        picked = [position for group in chosen for position in members[group]]
+        named = f" ({', '.join(sorted(chosen))})" if len(chosen) <= 3 else ""
+        how = f"{len(chosen)} of {len(members)} trajectories{named}"
+    else:
+        picked, which = _blocks(list(members.values()), wanted, seed)
+        how = f"{which} of {'the one trajectory' if len(members) == 1 else f'each of {len(members)} trajectories'}"
+    taken = set(picked)
+    return [position for position in range(len(groups)) if position not in taken], sorted(picked), how
 
 
 def check_disjoint(train: FrameSet, valid: FrameSet) -> None:
@@ -97,26 +140,19 @@ def check_disjoint(train: FrameSet, valid: FrameSet) -> None:
         raise DataError(f"{train.name} and {valid.name} share {len(shared)} structures: {pairs}{more}")
 
 
-def _wanted(total: int, valid: float | int, name: str) -> int:
-    """Number of validation frames, from 1 to total - 1."""
+def _wanted(total: int, valid: float | int, name: str, noun: str) -> int:
+    """How many are to be held out, from 1 to total - 1."""
     if total < 2:
-        raise InputError(f"{name} has {total} frames; a split needs at least 2")
+        raise InputError(f"{name} has {total} {noun}; a split needs at least 2")
     if isinstance(valid, bool) or not isinstance(valid, int | float | np.integer | np.floating):
-        raise InputError(f"valid must be a fraction or a number of frames, got {valid!r}")
+        raise InputError(f"valid must be a fraction or a number of {noun}, got {valid!r}")
     if isinstance(valid, int | np.integer):
         if not 1 <= valid < total:
-            raise InputError(f"valid={valid} frames cannot be taken from the {total} frames of {name}")
+            raise InputError(f"valid={valid} {noun} cannot be taken from the {total} {noun} of {name}")
         return int(valid)
     if not 0 < valid < 1:
-        raise InputError(f"valid={valid} must lie between 0 and 1 (an int is a number of frames)")
+        raise InputError(f"valid={valid} must lie between 0 and 1 (an int is a number of {noun})")
     return min(max(1, round(valid * total)), total - 1)
-
-
-def _groups(frames: FrameSet, group_by: str) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = {}
-    for position, key in enumerate(frames.groups if group_by == "auto" else _values(frames, group_by)):
-        groups.setdefault(key, []).append(position)
-    return groups
 
 
 def _values(frames: FrameSet, key: str) -> Iterator[str]:
@@ -127,33 +163,68 @@ def _values(frames: FrameSet, key: str) -> Iterator[str]:
         yield str(frame.atoms.info[key])
 
 
-def _whole_groups(groups: dict[str, list[int]], wanted: int, total: int, seed: int) -> list[str]:
+def _whole_groups(sizes: Mapping[str, int], wanted: int, seed: int) -> list[str]:
     """Names of the groups to take; empty if there is one only, or none is small enough."""
-    if len(groups) < 2:
+    if len(sizes) < 2:
         return []
-    names = list(groups)
-    chosen: list[str] = []
+    folds = list(islice(_folds(sizes, wanted, 0), seed + 1))
+    if folds and len(folds) <= seed:
+        order, number = divmod(seed, len(folds))
+        folds = list(islice(_folds(sizes, wanted, order), number + 1))
+    return folds[-1] if folds else []
+
+
+def _folds(sizes: Mapping[str, int], wanted: int, order: int) -> Iterator[list[str]]:
+    """Disjoint draws of whole groups from one random order; all but the first have at least half of what is wanted."""
+    names, smallest, total = list(sizes), min(sizes.values()), sum(sizes.values())
+    left = [names[position] for position in np.random.default_rng(order).permutation(len(names))]
+    chosen, left = _draw(left, sizes, wanted, smallest, total)
+    if not chosen:
+        small = [name for name in names if sizes[name] <= _TOLERATED_EXCESS * wanted]
+        yield from ([name] for name in sorted(small, key=sizes.__getitem__))
+        return
+    yield chosen
+    while left and chosen:
+        chosen, left = _draw(left, sizes, wanted, smallest, total)
+        if 2 * sum(sizes[name] for name in chosen) >= wanted:
+            yield chosen
+
+
+def _draw(
+    names: list[str], sizes: Mapping[str, int], wanted: int, smallest: int, total: int
+) -> tuple[list[str], list[str]]:
+    """Those that bring the number of members closer to the one wanted, one after the other, and the others.
+
+    ``smallest`` and ``total`` are the smallest and the sum of all sizes: the whole is never drawn.
+    """
     count = 0
-    for position in np.random.default_rng(seed).permutation(len(names)):
-        size = len(groups[names[position]])
-        closer = abs(count + size - wanted) < abs(count - wanted)
-        if closer and count + size < total:
-            chosen.append(names[position])
-            count += size
-    if chosen:
-        return chosen
-    smallest = min(names, key=lambda name: len(groups[name]))
-    return [smallest] if len(groups[smallest]) <= _TOLERATED_EXCESS * wanted else []
+    chosen: list[str] = []
+    left: list[str] = []
+    for position, name in enumerate(names):
+        # A group brings the number closer if it has fewer members than this.
+        room = 2 * (wanted - count)
+        if smallest >= room:
+            return chosen, [*left, *names[position:]]
+        if sizes[name] < room and count + sizes[name] < total:
+            chosen.append(name)
+            count += sizes[name]
+        else:
+            left.append(name)
+    return chosen, left
 
 
-def _last_blocks(groups: Sequence[list[int]], wanted: int) -> list[int]:
-    """The last frames of each group, together ``wanted``, in proportion to their sizes."""
+def _blocks(groups: Sequence[list[int]], wanted: int, seed: int) -> tuple[list[int], str]:
+    """A contiguous block of each group, together ``wanted``, in proportion to their sizes; and which, in words."""
     sizes = np.array([len(group) for group in groups])
     exact = wanted * sizes / sizes.sum()
     quota = np.floor(exact).astype(int)
     missing = wanted - int(quota.sum())
     quota[np.argsort(quota - exact, kind="stable")[:missing]] += 1
-    return sorted(index for group, size in zip(groups, quota, strict=True) for index in group[len(group) - size :])
+    folds = int((sizes[quota > 0] // quota[quota > 0]).min())
+    number = seed % folds
+    ends = sizes - number * quota
+    picked = [index for group, end, size in zip(groups, ends, quota, strict=True) for index in group[end - size : end]]
+    return picked, f"block {number + 1} of {folds} from the end" if number else "the last block"
 
 
 def _fingerprint(frame: Frame) -> bytes:

@@ -127,7 +127,8 @@ class FinetuneConfig:
         Where epochs are told besides ``history.csv``, in the output folder: ``"tensorboard"``, ``"wandb"``
         (Weights & Biases; with WANDB_MODE=offline without a network).
     seed
-        Of splits, shuffling and random draws.
+        Of shuffling and random draws, and the number of the fold that is held out: seeds 0, 1, 2, ... hold out
+        different frames while there are enough.
     device, dtype
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...; ``"float32"`` or ``"float64"``.
     trust_pickle

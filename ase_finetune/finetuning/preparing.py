@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Sequence
@@ -18,11 +17,15 @@ from ase_finetune.data import (
     ReferenceOffsets,
     align,
     check_disjoint,
+    describe_isolated,
     find_outliers,
     fit_reference,
+    leave_out_isolated,
     read_frames,
     split_frames,
+    split_notes,
 )
+from ase_finetune.data.labels import LABELS
 from ase_finetune.errors import DataError, InputError
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.context import Context
@@ -35,35 +38,60 @@ from ase_finetune.potentials.batched import predict_each
 Frames = str | os.PathLike[str] | Sequence[Atoms] | FrameSet
 
 
-def read_target(
-    train: Frames, valid: Frames | float | None, config: FinetuneConfig
-) -> tuple[FrameSet, FrameSet | None, str]:
-    """Training and validation frames, and how they were separated.
+class TargetFrames(NamedTuple):
+    """Training and validation frames, how they were separated, and the isolated atoms that each source had besides."""
+
+    train: FrameSet
+    valid: FrameSet | None
+    how: str
+    isolated: list[FrameSet]
+
+
+def read_target(train: Frames, valid: Frames | float | None, config: FinetuneConfig, cutoff: float) -> TargetFrames:
+    """Training and validation frames without isolated atoms (no neighbour within ``cutoff``, Å).
 
     Raises
     ------
     DataError
-        If labels are missing or unusable, or a frame is in both sets.
+        If labels are missing or unusable, all frames are isolated atoms, or a frame is in both sets.
     """
-    read = functools.partial(
-        read_frames, energy_key=config.energy_key, forces_key=config.forces_key, stress_key=config.stress_key
-    )
-    frames = read(train, name="train", stream=config.stream)
+    isolated: list[FrameSet] = []
+
+    def read(source: Frames, name: str, stream: bool | None) -> FrameSet:
+        keys = {f"{label}_key": getattr(config, f"{label}_key") for label in LABELS}
+        frames, lone = leave_out_isolated(read_frames(source, name=name, stream=stream, **keys), cutoff)
+        if len(lone):
+            isolated.append(lone)
+        # Once more, for the labels may all have been those of isolated atoms.
+        return read_frames(frames, name=name)
+
+    frames = read(train, "train", config.stream)
     if config.num_workers and not frames.is_streamed:
         raise InputError(
             f"num_workers={config.num_workers}, but workers have nothing to read ahead: the training frames are in "
             "memory; stream=True leaves those of an ASE database on disk"
         )
+    held_out: FrameSet | None = None
     if valid is None:
         if config.early_stopping is not None:
             raise InputError("early_stopping needs validation frames to judge by, but valid=None")
-        return frames, None, "no validation frames: the weights of the last epoch are kept"
-    if isinstance(valid, (int, float)):
+        how = "no validation frames: the weights of the last epoch are kept"
+    elif isinstance(valid, (int, float)):
         split = split_frames(frames, valid, seed=config.seed, group_by=config.group_by)
-        return split.train, split.valid, split.description
-    held_out = read(valid, name="valid", stream=None if config.stream else config.stream)
-    check_disjoint(frames, held_out)
-    return frames, held_out, "validation frames given"
+        frames, held_out, how = split.train, split.valid, split.description
+    else:
+        held_out, how = read(valid, "valid", None if config.stream else config.stream), "validation frames given"
+        check_disjoint(frames, held_out)
+    return TargetFrames(frames, held_out, how, isolated)
+
+
+def target_notes(frames: TargetFrames, config: FinetuneConfig) -> list[str]:
+    """Isolated atoms that were left out, and what validation cannot judge."""
+    lines = [describe_isolated(lone) for lone in frames.isolated]
+    if frames.valid is None:
+        return lines
+    trained_on = [label for label in LABELS if getattr(config.loss, f"{label}_weight") > 0]
+    return lines + [f"note: {note}" for note in split_notes(frames.train, frames.valid, trained_on)]
 
 
 def labelled_graphs(potential: Potential, frames: FrameSet) -> Sequence[AtomGraph]:

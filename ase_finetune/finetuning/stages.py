@@ -17,7 +17,9 @@ from ase_finetune.data import (
     check_disjoint_pairs,
     data_report,
     fit_reference,
+    isolated_energies,
     pair_report,
+    pair_split_notes,
     read_pairs,
     split_pairs,
 )
@@ -36,7 +38,15 @@ from ase_finetune.finetuning.old_material import (
     shift_labels,
 )
 from ase_finetune.finetuning.optimizing import freeze_parameters, parameter_summary, parameter_table
-from ase_finetune.finetuning.preparing import Frames, Target, check_and_align, labelled_graphs, read_target
+from ase_finetune.finetuning.preparing import (
+    Frames,
+    Target,
+    TargetFrames,
+    check_and_align,
+    labelled_graphs,
+    read_target,
+    target_notes,
+)
 from ase_finetune.finetuning.recording import JudgedSet
 from ase_finetune.finetuning.relaxation_task import RelaxationTask
 from ase_finetune.finetuning.tasks import Task
@@ -85,7 +95,7 @@ def prepare(run: Context, sources: Sources) -> Stages:
         If data or options cannot be used, or are not those that a resumed run was started with.
     """
     potential, config, metadata = run.potential, run.config, run.metadata
-    frames = None if sources.train is None else read_target(sources.train, sources.valid, config)
+    frames = None if sources.train is None else read_target(sources.train, sources.valid, config, potential.cutoff)
     pairs = None if sources.relaxations is None else _read_pairs(potential, sources, config)
     old = read_replay(potential, sources.replay, config, run.log)
     _describe_data(metadata, frames, pairs, old)
@@ -142,7 +152,7 @@ def _identity(potential: Potential, config: FinetuneConfig, metadata: dict[str, 
     files = {name: getattr(config, name) for name in ("fisher", "fisher_anchor")}
     contents = {name: file_hash(Path(path)) for name, path in files.items() if path and Path(path).is_file()}
     options = {name: value for name, value in metadata["config"].items() if name not in _MAY_CHANGE}
-    named = {name: metadata.get(name) for name in ("base_hash", "head", "split", "split_relaxations")}
+    named = {name: metadata.get(name) for name in ("base_hash", "head", "split", "split_relaxations", "isolated_atoms")}
     # The hash of the base is of its parameters alone; reference energies are buffers in some backends.
     return {
         **named,
@@ -155,14 +165,15 @@ def _identity(potential: Potential, config: FinetuneConfig, metadata: dict[str, 
 
 def _describe_data(
     metadata: dict[str, Any],
-    frames: tuple[FrameSet, FrameSet | None, str] | None,
+    frames: TargetFrames | None,
     pairs: _Pairs | None,
     old: OldStructures | None,
 ) -> None:
     """Enter what the data are into the metadata."""
     data = {"replay": None if old is None else old.frames}
     if frames is not None:
-        data["train"], data["valid"], metadata["split"] = frames
+        data["train"], data["valid"], metadata["split"], isolated = frames
+        metadata["isolated_atoms"] = isolated_energies(isolated)
     digests = {name: part.digest() for name, part in data.items() if part is not None}
     if pairs is not None:
         named = {"relaxations": pairs.train, "valid_relaxations": pairs.valid}
@@ -182,13 +193,15 @@ def _edge_budget(run: Context, replay: Sequence[AtomGraph], train: Sequence[Atom
     return EdgeBudget(edges, run.log)
 
 
-def _align_frames(run: Context, frames: tuple[FrameSet, FrameSet | None, str], replay: list[AtomGraph]) -> Target:
+def _align_frames(run: Context, frames: TargetFrames, replay: list[AtomGraph]) -> Target:
     """Tell what the frames are, and bring their energies to the model's reference."""
-    train, valid, how = frames
+    train, valid, how, _ = frames
     named = {"train": train} | ({} if valid is None else {"valid": valid})
     replay_elements = {int(z) for graph in replay for z in graph.numbers} or None
     run.log(data_report(named, replay_elements))
     run.log(f"split: {how}")
+    for line in target_notes(frames, run.config):
+        run.log(line)
     target = check_and_align(run, train, valid, run.config.drop_outliers)
     if target.offsets is not None:
         # Of the labels to the model, which the calculator can add back, or of the model, which has them now.
@@ -223,6 +236,8 @@ def _tell_pairs(pairs: _Pairs, log: Log) -> None:
         if part is not None:
             log(pair_report(part))
     log(f"split of relaxations: {pairs.how}")
+    for note in [] if pairs.valid is None else pair_split_notes(pairs.train, pairs.valid):
+        log(f"note: {note}")
 
 
 def _target_energies(run: Context, pairs: PairSet) -> list[float]:

@@ -73,7 +73,16 @@ def test_one_formula():
 
 def test_the_seed_chooses():
     pairs = pairs_of("abcde" * 2)
-    assert len({frozenset(formulas(split_pairs(pairs, 0.2, seed=seed)[1])) for seed in range(8)}) > 1
+    chosen = [formulas(split_pairs(pairs, 0.2, seed=seed)[1]) for seed in range(5)]
+    assert len(set.union(*chosen)) == sum(map(len, chosen)) == 5
+
+
+def test_one_formula_in_one_trajectory_gives_another_block_to_each_seed():
+    pairs = pairs_of("a" * 9)
+    for pair in pairs:
+        pair.initial.info["run"] = 0
+    blocks = [[pair.index for pair in split_pairs(pairs, 3, seed=seed)[1]] for seed in range(4)]
+    assert blocks == [[6, 7, 8], [3, 4, 5], [0, 1, 2], [6, 7, 8]]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_splits_are_partitions(names, fraction, seed):
     assert train | valid == set(range(len(names)))
     again = split_frames(frames, fraction, seed=seed)
     assert [frame.index for frame in again.valid] == [frame.index for frame in split.valid]
-    if "the last block of" not in split.description:
+    if " block " not in split.description:
         assert not {frame.group for frame in split.train} & {frame.group for frame in split.valid}
 
 
@@ -48,6 +48,46 @@ def test_one_trajectory_gives_its_last_block(trajectory):
     assert [frame.index for frame in split.valid] == [7, 8, 9]
     assert "3 of 10 frames of train, the last block of the one trajectory" in split.description
     assert (split.train.name, split.valid.name) == ("train", "valid")
+
+
+def held_out(frames: FrameSet, valid: float, seeds: range) -> list[set[int]]:
+    return [{frame.index for frame in split_frames(frames, valid, seed=seed).valid} for seed in seeds]
+
+
+def test_each_seed_holds_out_another_block(trajectory):
+    frames = read_frames(trajectory)
+    assert held_out(frames, 0.3, range(5)) == [{7, 8, 9}, {4, 5, 6}, {1, 2, 3}, {7, 8, 9}, {4, 5, 6}]
+    assert split_frames(frames, 0.3, seed=1).description.endswith("block 2 of 3 from the end of the one trajectory")
+    assert held_out(frames, 6, range(2)) == [{4, 5, 6, 7, 8, 9}] * 2
+    two = grouped(["a"] * 10 + ["b"] * 12)
+    assert held_out(two, 0.2, range(2)) == [{8, 9, 20, 21}, {6, 7, 18, 19}]
+    assert "block 2 of 5 from the end of each of 2 trajectories" in split_frames(two, 0.2, seed=1).description
+
+
+@pytest.mark.parametrize(
+    ("sizes", "valid", "folds"),
+    [
+        ([1] * 50, 0.1, 10),
+        ([5] * 10, 0.2, 5),
+        ([5] * 11, 10, 6),  # the last one half as large
+        ([1, 2, 3, 4] * 10, 0.2, 4),
+        ([90, 5, 5], 5, 2),
+        ([20, 10, 10, 10], 5, 3),  # as small as none of those wanted
+    ],
+)
+def test_seeds_are_folds_of_whole_trajectories(sizes, valid, folds):
+    frames = grouped([str(group) for group, size in enumerate(sizes) for _ in range(size)])
+    parts = held_out(frames, valid, range(folds))
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    assert all(2 * len(part) >= len(parts[0]) for part in parts)
+    assert all(" block " not in split_frames(frames, valid, seed=seed).description for seed in range(folds))
+
+
+def test_when_all_have_been_held_out_another_order_begins():
+    frames = grouped([str(i) for i in range(40)])
+    parts = held_out(frames, 0.25, range(12))
+    assert all(set.union(*parts[start : start + 4]) == set(range(40)) for start in (0, 4, 8))
+    assert len({frozenset(part) for part in parts}) == 12
 
 
 def test_few_long_trajectories_give_the_last_block_of_each():
