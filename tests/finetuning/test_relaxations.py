@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.relaxation_config import RelaxationConfig
 from ase_finetune.finetuning.relaxation_task import RelaxationTask
 from ase_finetune.finetuning.training import Trainer
-from ase_finetune.metrics import Errors
 from ase_finetune.optimize import GradientDescentStep, LBFGSStep, relax, relaxation
 from ase_finetune.trajectories import implicit
 from tests import morse
@@ -149,17 +147,17 @@ def test_forgetting_less(pairs, held_out, method, schedule):
     assert (kept.history[-1]["penalty"] > 0) == (method != "bptt+replay")
 
 
-def test_stages_that_fight_forgetting_are_bound(pairs, held_out):
+def test_stages_that_fight_forgetting_are_bound(pairs):
     """No energy is trained on, so nothing else holds the energies of old structures."""
     options = {"replay": morse.oxide(8, 3), "monitor_size": 4, "learning_rate": 0.01}
-    free = run(pairs, held_out, {"epochs": 3, "learning_rate": 0.02}, method="bptt", **options)
-    held = run(pairs, held_out, {"epochs": 3, "learning_rate": 0.02}, method="bptt+ewc", ewc_lambda=1e-6, **options)
+    free = run(pairs, None, {"epochs": 3, "learning_rate": 0.02}, method="bptt", **options)
+    held = run(pairs, None, {"epochs": 3, "learning_rate": 0.02}, method="bptt+ewc", ewc_lambda=1e-6, **options)
     free, held = (calc.metadata["errors"]["kept"] for calc in (free, held))
     assert free["bound"] is None
     assert free["forgetting"] > 0.1
     assert held["bound"] == 0.05
-    assert held["forgetting"] <= 0.05
-    assert "rmsd_median" in held["gains"]
+    assert 0.02 < held["forgetting"] <= 0.05
+    assert held["fraction"] < 1
 
 
 def backward(task, batch):
