@@ -37,16 +37,19 @@ _DATA = (
         "FILE",
     ),
     HEAD,
+    Option("members", int, 1, "More than 1: an ensemble, whose members hold out other frames each."),
 )
 
 #: Fields of the config by what they are for; one that is named nowhere comes last.
 _TITLES = {
     "training": """
         method epochs batch_size learning_rate optimizer schedule warmup weight_decay clip_norm ema_decay early_stopping
-        freeze seed
+        keep freeze seed
         """,
     "loss (energies in eV/atom, forces in eV/Å, stress in kbar)": "loss",
-    "labels and reference energies": "reference group_by energy_key forces_key stress_key drop_outliers",
+    "labels and reference energies": """
+        reference reference_frames group_by energy_key forces_key stress_key drop_outliers
+        """,
     "what must not be forgotten": """
         replay_labels replay_size replay_batch_size replay_schedule replay_weight monitor_size fisher fisher_size
         fisher_draws fisher_probes fisher_normalize fisher_anchor ewc_lambda max_forgetting
@@ -82,6 +85,7 @@ def _run(options: Namespace, terminal: Terminal) -> int:
         output=options.output,
         resume=options.resume,
         head=options.head,
+        members=options.members,
         verbose=terminal.verbosity,
         config=config,
     )

@@ -17,6 +17,7 @@ from ase_finetune.finetuning.context import Context
 from ase_finetune.finetuning.history import History, Log, comparison_table, header_line
 from ase_finetune.finetuning.keeping import RunKeeper
 from ase_finetune.finetuning.loading import load_own
+from ase_finetune.finetuning.members import fit_members
 from ase_finetune.finetuning.optimizing import unfreeze_parameters
 from ase_finetune.finetuning.prepared import Prepared
 from ase_finetune.finetuning.preparing import Frames
@@ -45,6 +46,7 @@ def finetune(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     head: str | None = None,
+    members: int = 1,
     verbose: bool | int = True,
     config: FinetuneConfig | None = None,
     **options: Any,
@@ -79,6 +81,10 @@ def finetune(
         there is none. Data and options have to be those it was started with.
     head
         Head or modality of models that have several.
+    members
+        With more than 1, an ensemble of so many models with seeds that follow ``seed``: each holds out other frames
+        (where ``valid`` is a fraction), and all share one fit of the reference energies. Each has a folder
+        ``output/member-0`` and so on.
     verbose
         ``True`` or 1 prints what is done, and progress bars on a terminal; in a notebook a picture of the epochs so
         far is kept up to date. 2 prints details and times too, ``False`` or 0 nothing.
@@ -89,8 +95,9 @@ def finetune(
 
     Returns
     -------
-    A calculator over the best weights, with ``.history`` (one dictionary per epoch) and ``.metadata`` (base
-    model and hash, data digests, config, versions, errors, reference offsets).
+    A calculator over the weights that were kept (an ensemble with ``members``), with ``.history`` (one dictionary per
+    epoch) and ``.metadata`` (base model and hash, data digests, isolated atoms, config, versions, errors, what was kept
+    and why, reference offsets).
 
     Raises
     ------
@@ -109,6 +116,11 @@ def finetune(
     ProcessError
         If another process of the same run stopped.
 
+    Warns
+    -----
+    UserWarning
+        If a member of an ensemble came back unchanged.
+
     References
     ----------
     reEWC: Kim et al., npj Comput. Mater. 12, 26 (2026). BPTT: Dramko et al., arXiv 2512.01067.
@@ -119,16 +131,21 @@ def finetune(
     _check_sources(train, relaxations, config)
     if resume and output is None:
         raise InputError("resume=True goes on with the run in an output folder: give output=folder")
-    processes = launched(config.device)
-    log = Log(verbose if processes.is_first else 0)
     sources = Sources(train, valid, relaxations, valid_relaxations, replay)
-    folder = None if output is None else Path(output)
-    with ExitStack() as open_:
-        keeper = None if folder is None else open_.enter_context(RunKeeper(folder, resume, log, config, processes))
-        run = _context(model, head, config, log, processes, None if keeper is None else keeper.prepared())
-        open_.push(log.end)
-        log.watchers += processes.on_first(lambda: build_watchers(config, folder, log)) or []
-        return _run(run, sources, keeper)
+
+    def fit(config: FinetuneConfig, folder: Path | None) -> FinetunedCalculator:
+        processes = launched(config.device)
+        log = Log(verbose if processes.is_first else 0)
+        with ExitStack() as open_:
+            keeper = None if folder is None else open_.enter_context(RunKeeper(folder, resume, log, config, processes))
+            run = _context(model, head, config, log, processes, None if keeper is None else keeper.prepared())
+            open_.push(log.end)
+            log.watchers += processes.on_first(lambda: build_watchers(config, folder, log)) or []
+            return _run(run, sources, keeper)
+
+    if members != 1:
+        return fit_members(members, fit, config, output)
+    return fit(config, None if output is None else Path(output))
 
 
 def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedCalculator:

@@ -70,6 +70,8 @@ class FinetuneConfig:
         ``"align"`` trains in the model's own energy reference (per-element offsets are fitted and kept in the
         metadata), ``"shift"`` moves the model's own per-element energies instead, ``"none"`` trains on raw
         energies.
+    reference_frames
+        Frames that the offsets are fitted on: ``"train"``, or ``"all"``, validation too, as members of an ensemble do.
     replay_labels
         ``"pseudo"`` (made by the pretrained model), ``"data"`` (from the replay file) or ``"auto"`` (from the
         file where it has labels).
@@ -154,6 +156,7 @@ class FinetuneConfig:
     early_stopping: int | None = None
     freeze: Sequence[str] = ()
     reference: Literal["align", "shift", "none"] = "align"
+    reference_frames: Literal["train", "all"] = "train"
     replay_labels: Literal["auto", "pseudo", "data"] = "auto"
     replay_size: int = 650
     replay_batch_size: int | None = None

@@ -127,7 +127,9 @@ def check_and_align(run: Context, train: FrameSet, valid: FrameSet | None, drop_
     energies: list[float] = known["energies"]
     for note in known["notes"]:
         log(f"note: {note}")
-    offsets = fit_reference(train, energies) if config.reference != "none" and train.num_labels["energy"] else None
+    offsets = None
+    if config.reference != "none" and train.num_labels["energy"]:
+        offsets = _fit_offsets(run, train, valid, energies)
     aligned = train if offsets is None else align(train, offsets)
     residuals = _residuals(aligned, energies)
     far_off = find_outliers(train, energy=residuals, forces=known["force_errors"], stress=known["stress_errors"])
@@ -148,6 +150,15 @@ def check_and_align(run: Context, train: FrameSet, valid: FrameSet | None, drop_
         log("the model's own per-element energies were moved by these offsets")
         return Target(train, valid, offsets, sums.errors())
     return Target(aligned, None if valid is None else align(valid, offsets), offsets, sums.errors())
+
+
+def _fit_offsets(run: Context, train: FrameSet, valid: FrameSet | None, energies: Sequence[float]) -> ReferenceOffsets:
+    """Offsets of the training frames or, where the config says so, of the validation frames, too."""
+    if valid is None or run.config.reference_frames == "train":
+        return fit_reference(train, energies)
+    further = run.prepared.value(f"untouched model on {len(valid)} validation frames", lambda: _compare(run, valid))
+    both = FrameSet("train and valid", [*train, *valid])
+    return fit_reference(both, [*energies, *further["energies"]])
 
 
 def _compare(run: Context, train: FrameSet) -> dict[str, Any]:

@@ -33,6 +33,7 @@ EVERYTHING = {
     "early_stopping": 5,
     "freeze": ["a.*", "b"],
     "reference": "shift",
+    "reference_frames": "all",
     "replay_labels": "pseudo",
     "replay_size": 10,
     "replay_batch_size": 3,
