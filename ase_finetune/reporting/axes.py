@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis, XAxis
+from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ase_finetune.reporting.measures import Array
 from ase_finetune.reporting.palette import LIGHT
+
+# Between two labels beside each other, in points.
+_ROOM = 6.0
 
 # Length of a dot as a share of the width of its axes: too little to be seen, but PNGs lack lines without any.
 _DOT = 4e-7
@@ -61,6 +67,32 @@ def log_axis(ax: Axes, which: str) -> None:
 def whole_numbers(ax: Axes) -> None:
     """Ticks along x at whole numbers only."""
     ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+
+
+def spread_ticks(figure: Figure) -> None:
+    """Fewer ticks on each axis whose labels would touch, whatever the numbers are; named ticks stay as they are."""
+    for ax in (ax for ax in figure.axes if ax.axison):
+        for axis in (ax.xaxis, ax.yaxis):
+            locator = axis.get_major_locator()
+            for most in (6, 5, 4, 3, 2):
+                if not _touch(axis, figure):
+                    break
+                if isinstance(locator, MaxNLocator):
+                    locator.set_params(nbins=most)
+                elif isinstance(locator, LogLocator):
+                    locator.set_params(subs=(1.0, 3.0) if most == 6 else (1.0,), numticks=most + 1)
+
+
+def _touch(axis: Axis, figure: Figure) -> bool:
+    """Whether two labels next to each other have less than a letter between them, or overlap above each other."""
+    figure.draw_without_rendering()
+    low, high = sorted(axis.get_view_interval())
+    labels = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    boxes = [label.get_window_extent() for label in labels if label.get_visible() and label.get_text()]
+    across = isinstance(axis, XAxis)
+    ends = sorted((box.x0, box.x1) if across else (box.y0, box.y1) for box in boxes)
+    room = (_ROOM if across else 0.0) * figure.dpi / 72
+    return any(after[0] < before[1] + room for before, after in pairwise(ends))
 
 
 def plain(value: float) -> str:
