@@ -74,17 +74,24 @@ def spread_ticks(figure: Figure) -> None:
     for ax in (ax for ax in figure.axes if ax.axison):
         for axis in (ax.xaxis, ax.yaxis):
             locator = axis.get_major_locator()
-            for most in (6, 5, 4, 3, 2):
-                if not _touch(axis, figure):
+            sparser = _SPARSER_LOG if isinstance(locator, LogLocator) else _SPARSER
+            if not isinstance(locator, (MaxNLocator, LogLocator)) or _spread(axis, figure) != "too close":
+                continue
+            for options in sparser:
+                locator.set_params(**options)
+                if _spread(axis, figure) == "well":
                     break
-                if isinstance(locator, MaxNLocator):
-                    locator.set_params(nbins=most)
-                elif isinstance(locator, LogLocator):
-                    locator.set_params(subs=(1.0, 3.0) if most == 6 else (1.0,), numticks=most + 1)
 
 
-def _touch(axis: Axis, figure: Figure) -> bool:
-    """Whether two labels next to each other have less than a letter between them, or overlap above each other."""
+# What thins out ticks, in the order in which it is tried.
+_SPARSER: list[dict[str, Any]] = [{"nbins": most} for most in (6, 5, 4, 3, 2)]
+_SPARSER_LOG: list[dict[str, Any]] = [
+    {"subs": (1.0, 2.0, 5.0)}, {"subs": (1.0, 3.0)}, {"subs": (1.0,)}, {"numticks": 6}, {"numticks": 4},
+]  # fmt: skip
+
+
+def _spread(axis: Axis, figure: Figure) -> str:
+    """``"too close"``, ``"too few"`` or ``"well"``: of the labels of an axis."""
     figure.draw_without_rendering()
     low, high = sorted(axis.get_view_interval())
     labels = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
@@ -92,7 +99,9 @@ def _touch(axis: Axis, figure: Figure) -> bool:
     across = isinstance(axis, XAxis)
     ends = sorted((box.x0, box.x1) if across else (box.y0, box.y1) for box in boxes)
     room = (_ROOM if across else 0.0) * figure.dpi / 72
-    return any(after[0] < before[1] + room for before, after in pairwise(ends))
+    if any(after[0] < before[1] + room for before, after in pairwise(ends)):
+        return "too close"
+    return "well" if len(ends) > 1 else "too few"
 
 
 def plain(value: float) -> str:

@@ -43,10 +43,11 @@ def next_steps(record: RunRecord, tone: str, forgetting: Forgotten | None) -> li
 
 def _of_stages(record: RunRecord) -> Iterator[str]:
     """What the course of training suggests."""
+    nothing = is_unchanged(record)
     for stage in stages(record):
         if stage.best_epoch is None:
             yield f"Training on {stage.title} did not come to its end: go on with resume=True."
-        elif stage.unchanged and stage.rows:
+        elif (nothing or stage.unchanged) and stage.rows:
             yield _kept_nothing(stage)
         elif stage.kept.fraction < 1 or _passed_over(stage):
             yield (
