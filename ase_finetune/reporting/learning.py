@@ -256,6 +256,8 @@ def _paint_bars(title: str, axis: str, values: Array, color: str, drawing: Drawi
     else:
         ax.plot(epochs, values, color=LIGHT[color], linewidth=1.2)
     whole_numbers(ax)
+    if len(values) < 4:
+        ax.set_xticks(epochs)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("epoch of the run")
     ax.set_ylabel(axis)

@@ -116,7 +116,7 @@ def pairs_table(values: Mapping[str, Any]) -> str:
 
 def value(item: Any) -> str:
     """A value of an option as it is shown."""
-    if item is None:
+    if item is None or item == []:
         return "–"
     if isinstance(item, bool):
         return "yes" if item else "no"

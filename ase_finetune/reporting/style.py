@@ -38,6 +38,7 @@ border-left:4px solid var(--before)}
 .tile.better em{font-weight:600;color:var(--better)}
 .tile.worse em{font-weight:600;color:var(--worse)}
 ul,ol{padding-left:1.15rem;margin:.5rem 0;max-width:76ch}
+ol{padding-left:1.6rem}
 li{margin:.3rem 0}
 .warnings li::marker{content:"!  ";color:var(--kept);font-weight:700}
 figure{margin:.9rem 0 0}
