@@ -14,6 +14,9 @@ from ase_finetune.reporting.stages import is_unchanged, stages
 #: pretrained model itself is judged beside them.
 TYPICAL_ERRORS = {"forces": 40.0, "energy": 14.0}
 
+# Most structures have smaller errors than the mean one: a deviation adds to this share of the typical error.
+_SHARE = 0.5
+
 #: Per cent. A smaller rise is negligible; up to the bound of the run, or else this one, it is small.
 NEGLIGIBLE, USUAL_BOUND = 1.0, 5.0
 
@@ -29,8 +32,8 @@ class Forgotten:
     bound
         What the run allowed, per cent; NaN if it set no bound.
     labelled
-        Whether the rise is of errors against reference labels. Otherwise it is estimated: the distance to the
-        pretrained predictions is added in quadrature to :data:`TYPICAL_ERRORS`.
+        Whether the rise is of errors against reference labels. Otherwise it is estimated from the distance d to the
+        pretrained predictions, beside :data:`TYPICAL_ERRORS` T: sqrt((T/2)² + d²) - T/2.
     """
 
     percent: float
@@ -73,5 +76,6 @@ def _rise(frames: FrameRecord) -> float:
 def _rise_of(frames: FrameRecord, what: str, before: SetErrors, after: SetErrors) -> float:
     was, now = getattr(before, what), getattr(after, what)
     if frames.own_labels:
-        was, now = (math.hypot(TYPICAL_ERRORS[what], value) for value in (was, now))
+        typical = TYPICAL_ERRORS[what]
+        return 100 * (math.hypot(_SHARE * typical, now) / typical - _SHARE)
     return 100 * (now / was - 1) if was > 0 else math.nan

@@ -98,7 +98,9 @@ def _falls(stage: Stage) -> bool:
 def _of_outcome(record: RunRecord, tone: str, forgetting: Forgotten | None) -> Iterator[str]:
     """What the result suggests."""
     if tone == "worse" and not is_unchanged(record):
-        yield "The target got worse: take a smaller learning_rate, and look at the labels of the frames."
+        last = (record.metadata.get("config") or {}).get("keep") == "last"
+        also = ', or keep="best"' if last else ""
+        yield f"The target got worse: take a smaller learning_rate{also}."
     if forgetting is not None and forgetting.word == "large":
         yield _forgot_much(record, forgetting)
 

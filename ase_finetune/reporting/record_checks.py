@@ -21,7 +21,6 @@ _METADATA: dict[str, type] = {
     "stages": list,
     "frozen": list,
     "unchanged": bool,
-    "outcome": str,
 }
 
 _PAIR_LISTS = ("descriptions", "before", "after", "shown", "targets", "ends_before", "ends_after")

@@ -38,16 +38,12 @@ _NO_DRIFT = 1e-2
 
 
 def weights(stage: Stage) -> str:
-    """Which weights a stage ended with."""
+    """Which weights a stage ended with, in the words of the run where it has any."""
+    if stage.kept.sentence:
+        return f"Training on {stage.title}: {stage.kept.sentence.removesuffix('.')}."
     if not stage.best_epoch or not stage.rows:
         return ""
-    words = f"Training on {stage.title}: the weights of epoch {stage.best_epoch} of {len(stage.rows)} were kept"
-    if stage.kept.fraction < 1:
-        words += (
-            f", drawn back to {100 * stage.kept.fraction:.0f}\N{NO-BREAK SPACE}% of the way from the pretrained ones, "
-            "so that no more was forgotten than allowed"
-        )
-    return f"{words}."
+    return f"Training on {stage.title}: the weights of epoch {stage.best_epoch} of {len(stage.rows)} were kept."
 
 
 def of_frames(frames: FrameRecord) -> str:

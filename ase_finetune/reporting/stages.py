@@ -123,7 +123,7 @@ def _stage(record: RunRecord, name: str, concluded: Mapping[str, Any]) -> Stage:
     config = record.metadata.get("config") or {}
     options = config.get("bptt") or {} if name == "relaxations" else config
     kept, planned = concluded.get("kept") or {}, options.get("epochs")
-    best = kept.get("epoch", concluded.get("best_epoch"))
+    best = concluded.get("best_epoch") if kept.get("epoch") is None else kept["epoch"]
     unchanged = kept.get("unchanged")
     return Stage(
         name=name,

@@ -104,7 +104,7 @@ def _headline(word: str, gained: Sequence[Tile], forgetting: Forgotten | None) -
 
 def _add_sentences(verdict: Verdict, record: RunRecord, sets: Sequence[FrameRecord], pairs: PairRecord | None) -> None:
     moved = [] if is_unchanged(record) else sets
-    found = [_conclusion(record), *map(sentences.weights, stages(record)), *map(sentences.of_frames, moved)]
+    found = [*map(sentences.weights, stages(record)), *map(sentences.of_frames, moved)]
     if pairs is not None:
         found.append(sentences.of_pairs(pairs))
         verdict.warnings += sentences.pair_warnings(pairs)
@@ -114,11 +114,3 @@ def _add_sentences(verdict: Verdict, record: RunRecord, sets: Sequence[FrameReco
     for frames in sets:
         verdict.warnings += sentences.warnings(frames)
     verdict.warnings += sentences.skipped(record)
-
-
-def _conclusion(record: RunRecord) -> str:
-    """What an unchanged run itself says about why."""
-    if not is_unchanged(record):
-        return ""
-    words = str(record.metadata.get("outcome") or " ".join(stage.kept.sentence for stage in stages(record))).strip()
-    return f"{words[:1].upper()}{words[1:].removesuffix('.')}." if words else ""

@@ -62,7 +62,9 @@ def test_a_bound_that_cost_something_may_be_larger():
 def test_a_worse_target():
     frames = target(0.2)
     frames.energy[..., AFTER] += frames.counts
-    assert "The target got worse: take a smaller learning_rate" in steps(run(rows=SETTLED, frames=[frames, old()]))
+    text = steps(run(rows=SETTLED, frames=[frames, old()]))
+    assert "The target got worse: take a smaller learning_rate." in text
+    assert 'or keep="best"' in steps(run(rows=SETTLED, frames=[frames, old()], config={"keep": "last"}))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def run(epochs: int = 3, kept: dict | None = None, rows: dict | None = None, **m
     for name, values in (rows or {}).items():
         for row, value in zip(history, values, strict=True):
             row[name] = value
-    facts = {name: more.pop(name) for name in ("unchanged", "outcome", "config") if name in more}
+    facts = {name: more.pop(name) for name in ("unchanged", "config") if name in more}
     return records.run(epochs, metadata=records.metadata(stages=[stage]) | facts, history=history, **more)
 
 
@@ -91,7 +91,7 @@ def unchanged_frames():
 @pytest.mark.parametrize(
     "record",
     [
-        run(unchanged=True, outcome="nothing was better", frames=[unchanged_frames()]),
+        run(unchanged=True, frames=[unchanged_frames()]),
         run(kept={"epoch": 0, "unchanged": True, "sentence": "nothing was better"}, frames=[unchanged_frames()]),
         records.run(3, metadata=records.metadata(stages=[records.stage(3, best=0)])),
     ],
@@ -102,8 +102,8 @@ def test_unchanged_stands_in_the_headline(record, tmp_path):
     assert verdict.headline.startswith("Unchanged: ")
     assert "Better" not in verdict.headline
     assert any('keep="last"' in step for step in verdict.steps)
-    if "kept" in record.metadata["stages"][0] or "outcome" in record.metadata:
-        assert verdict.sentences[0] == "Nothing was better."
+    if "kept" in record.metadata["stages"][0]:
+        assert verdict.sentences[0] == "Training on labelled frames: nothing was better."
     assert "Unchanged: " in Page(write_report(record, tmp_path)).text
 
 
@@ -158,8 +158,8 @@ def test_moved_predictions_are_judged_beside_typical_errors():
     replay.forces[..., AFTER] = replay.forces[..., LABEL] + 0.03
     replay.energy[..., AFTER] = replay.energy[..., LABEL]
     record = run(frames=[target(), replay])
-    assert forgotten(record).percent == pytest.approx(25)  # 50/40
-    assert "Forgotten: large (+25 % on old structures, estimated)" in headline(record)
+    assert forgotten(record).percent == pytest.approx(100 * (math.hypot(20, 30) - 20) / 40)
+    assert "Forgotten: large (+40 % on old structures, estimated)" in headline(record)
     assert not any("old structures (replay)" in tile.title for row in judge(record).tiles for tile in row)
     names = {"forces": "forces_mae", "energy": "energy_mae"}
     assert {names[name]: error for name, error in TYPICAL_ERRORS.items()} == training.TYPICAL_ERRORS
