@@ -30,6 +30,9 @@ from ase_finetune.reporting.uncertainty import (
 # Changes by less (per cent) are none.
 _NO_CHANGE = 1.0
 
+# Per cent; a rise beyond comes from an error that was small by luck, and a headline shows the errors instead.
+_MANY_TIMES = 200.0
+
 # From there on numbers are written with powers of ten.
 _OFF_THE_SCALE = 1e5
 
@@ -150,7 +153,7 @@ def _tile(title: str, what: str, unit: str, change: Change, frames: FrameRecord,
 
 def _brief(what: str, change: Change, unit: str, rounding: float) -> str:
     """A change in a few words: forces −11 %."""
-    if not change.was >= rounding:
+    if not (change.was >= rounding and percent(change.was, change.now) < _MANY_TIMES):
         return f"{what} {digits(change.was)} → {digits(change.now)}{f' {unit}' if unit else ''}"
     if _is_unchanged(change):
         return f"{what} as before"

@@ -69,6 +69,12 @@ def test_forces_and_energies_may_disagree():
     assert "energies +100 %" in verdict.headline.replace(SPACE, " ")
 
 
+def test_an_error_that_was_small_by_luck_is_shown_as_it_is():
+    frames = target(0.07)
+    frames.energy[:, BEFORE:] = frames.energy[:, [LABEL]] + 1e-3 * np.array([0.2, 3]) * frames.counts[:, None]
+    assert "energies 0.20 → 3.00 meV/atom" in headline(run(frames=[frames]))
+
+
 def test_stress_is_judged_too():
     frames = records.frame_record(stress=True)
     frames.stress[..., BEFORE] += 0.01
