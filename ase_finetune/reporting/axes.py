@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis, XAxis
+from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ase_finetune.reporting.measures import Array
 from ase_finetune.reporting.palette import LIGHT
+
+# Between two labels beside each other, in points.
+_ROOM = 6.0
 
 # Length of a dot as a share of the width of its axes: too little to be seen, but PNGs lack lines without any.
 _DOT = 4e-7
@@ -61,6 +67,41 @@ def log_axis(ax: Axes, which: str) -> None:
 def whole_numbers(ax: Axes) -> None:
     """Ticks along x at whole numbers only."""
     ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+
+
+def spread_ticks(figure: Figure) -> None:
+    """Fewer ticks on each axis whose labels would touch, whatever the numbers are; named ticks stay as they are."""
+    for ax in (ax for ax in figure.axes if ax.axison):
+        for axis in (ax.xaxis, ax.yaxis):
+            locator = axis.get_major_locator()
+            sparser = _SPARSER_LOG if isinstance(locator, LogLocator) else _SPARSER
+            if not isinstance(locator, (MaxNLocator, LogLocator)) or _spread(axis, figure) != "too close":
+                continue
+            for options in sparser:
+                locator.set_params(**options)
+                if _spread(axis, figure) == "well":
+                    break
+
+
+# What thins out ticks, in the order in which it is tried.
+_SPARSER: list[dict[str, Any]] = [{"nbins": most} for most in (6, 5, 4, 3, 2)]
+_SPARSER_LOG: list[dict[str, Any]] = [
+    {"subs": (1.0, 2.0, 5.0)}, {"subs": (1.0, 3.0)}, {"subs": (1.0,)}, {"numticks": 6}, {"numticks": 4},
+]  # fmt: skip
+
+
+def _spread(axis: Axis, figure: Figure) -> str:
+    """``"too close"``, ``"too few"`` or ``"well"``: of the labels of an axis."""
+    figure.draw_without_rendering()
+    low, high = sorted(axis.get_view_interval())
+    labels = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    boxes = [label.get_window_extent() for label in labels if label.get_visible() and label.get_text()]
+    across = isinstance(axis, XAxis)
+    ends = sorted((box.x0, box.x1) if across else (box.y0, box.y1) for box in boxes)
+    room = (_ROOM if across else 0.0) * figure.dpi / 72
+    if any(after[0] < before[1] + room for before, after in pairwise(ends)):
+        return "too close"
+    return "well" if len(ends) > 1 else "too few"
 
 
 def plain(value: float) -> str:

@@ -20,6 +20,7 @@ from ase_finetune.reporting.record import AFTER, BEFORE, LABEL, FrameRecord, Run
 from ase_finetune.reporting.relaxations import outcome
 from ase_finetune.reporting.report import flat, method
 from ase_finetune.reporting.sets import anchor, kept, long_name, target
+from ase_finetune.reporting.stages import is_unchanged
 from ase_finetune.reporting.tiles import digits
 
 Runs = Mapping[str, RunRecord]
@@ -181,14 +182,21 @@ def _chart(runs: Runs, name: str) -> Chart | Missing:
     measures += [("energy", energy_mae, "Energies", "meV/atom")] if energies else []
     for key, measure, heading, unit in measures:
         points = [
-            Point(run, _change(_set(record, name), measure), -_change(target(record), measure), _method(record))
+            Point(
+                _label(run, record),
+                _change(_set(record, name), measure),
+                -_change(target(record), measure),
+                _method(record),
+            )
             for run, record in runs.items()
         ]
         panel = pareto_panel(f"pareto-{anchor(old)}-{key}", heading, (unit, unit), points)
         panels += [panel] if panel else []
     for key, heading, unit in (("strain", "Relaxed cells", "median strain"), ("rmsd", "Relaxed positions", "RMSD, Å")):
         points = [
-            Point(run, _change(_set(record, name), forces_mae), _relaxations(record, key), _method(record))
+            Point(
+                _label(run, record), _change(_set(record, name), forces_mae), _relaxations(record, key), _method(record)
+            )
             for run, record in runs.items()
         ]
         panel = pareto_panel(f"pareto-{anchor(old)}-{key}", heading, (unit, "meV/Å"), points)
@@ -204,6 +212,11 @@ def _chart(runs: Runs, name: str) -> Chart | Missing:
         caption += " Old structures carry labels of the untouched model: what is shown is how far a run moved from it."
     caption += "" if energies else _NO_ENERGIES
     return Chart(f"pareto-{anchor(old)}", title, caption, panels)
+
+
+def _label(name: str, run: RunRecord) -> str:
+    """What a run is called where its result is shown."""
+    return f"{name} (unchanged)" if is_unchanged(run) else name
 
 
 def _method(run: RunRecord) -> str:
@@ -228,12 +241,12 @@ def _runs_table(runs: Runs, name: str) -> str:
     for words, pick in (("target", target), (old, lambda run: _set(run, name))):
         judged.append((f"{words}: forces", pick, forces_mae))
         judged += [("energies", pick, energy_mae)] if energies else []
-    rows = [("untouched", "", *(_error(pick(first), measure, BEFORE) for _, pick, measure in judged), "", "", "")]
+    rows = [("untouched", "–", *(_error(pick(first), measure, BEFORE) for _, pick, measure in judged), "–", "–", "–")]
     for k, (label, run) in enumerate(runs.items()):
         seconds = float(np.nansum(column(run.history, "seconds"))) if run.history else 0.0
         cells = [_error(pick(run), measure, AFTER) for _, pick, measure in judged]
-        mark = "front" if k in front else ""
-        rows.append((label, method(run), *cells, str(len(run.history)), duration(seconds), mark))
+        mark = "front" if k in front else "–"
+        rows.append((_label(label, run), method(run), *cells, str(len(run.history)), duration(seconds), mark))
     heads = ("run", "method", *(head for head, _, _ in judged), "epochs", "time", "front")
     note = "Mean absolute errors, meV/Å and meV/atom. Front: no other run is better in both forces."
     note += "" if energies else _NO_ENERGIES

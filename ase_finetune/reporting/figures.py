@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ase_finetune.reporting.axes import dress
+from ase_finetune.reporting.axes import dress, spread_ticks
 from ase_finetune.reporting.markup import printable, text
 from ase_finetune.reporting.palette import with_variables
 
@@ -167,6 +167,7 @@ def draw(
     for ax in drawing.axes:
         dress(ax)
     paint(drawing)
+    spread_ticks(figure)
     png = _png(figure)
     svg = "" if as_image else _svg(figure, name, alt)
     return Panel(name, alt, svg if svg and len(svg) < _LARGE else _image(png, alt), png)

@@ -74,6 +74,8 @@ def _learning(stage: Stage, named: bool, position: int) -> Chart | Missing:
         if curves:
             name = f"learning-{stage.anchor}-{key}"
             panels.append(_panel(name, heading_text, axis, stage.epochs, curves, stage.best_epoch))
+    if np.isfinite(column(stage.rows, "forgetting")).any():
+        panels.append(_forgetting(stage))
     if not panels:
         return Missing(title, "no errors were measured")
     best = "" if stage.best_epoch is None else _BEST.format(stage.best_epoch)
@@ -108,6 +110,16 @@ def _panel(name: str, title: str, axis: str, epochs: Array, curves: Sequence[Cur
     return draw(name, f"{title}, {axis}, over {len(epochs) - 1} epochs: {ends}.", paint)
 
 
+def _forgetting(stage: Stage) -> Panel:
+    """The relative rise of the errors on old structures, and what was allowed."""
+    values = np.concatenate([[0.0], 100 * column(stage.rows, "forgetting")])
+    curves = [Curve("old structures", "kept", "-", "s", values)]
+    if np.isfinite(bound := 100 * stage.kept.bound):
+        curves.append(Curve("allowed", "before", ":", "", np.full(len(values), bound)))
+    name = f"learning-{stage.anchor}-forgetting"
+    return _panel(name, "Forgotten", "rise of the error, %", stage.epochs, curves, stage.best_epoch)
+
+
 def _line(ax: Axes, epochs: Array, curve: Curve, few: bool) -> None:
     known = np.isfinite(curve.values)
     lonely = int(known.sum()) == 1
@@ -136,8 +148,8 @@ def _scale(ax: Axes, values: Sequence[Array]) -> None:
     if positive.size > 2 and positive.max() > 25 * np.median(positive):
         log_axis(ax, "y")
         return
-    top = float(np.nanmax(together))
-    ax.set_ylim(0, 1.12 * top if top > 0 else 1.0)
+    low, top = float(np.nanmin(together)), float(np.nanmax(together))
+    ax.set_ylim(min(0.0, 1.12 * low), 1.12 * top if top > 0 else 1.0)
 
 
 def _epoch_axis(ax: Axes, epochs: Array) -> None:
@@ -244,6 +256,8 @@ def _paint_bars(title: str, axis: str, values: Array, color: str, drawing: Drawi
     else:
         ax.plot(epochs, values, color=LIGHT[color], linewidth=1.2)
     whole_numbers(ax)
+    if len(values) < 4:
+        ax.set_xticks(epochs)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("epoch of the run")
     ax.set_ylabel(axis)

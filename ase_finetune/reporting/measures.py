@@ -135,6 +135,13 @@ def structure_forces(frames: FrameRecord, when: int) -> tuple[Array, Array]:
     return _per_structure(sums, frames), _per_structure(known.sum(axis=1).astype(np.float64), frames)
 
 
+def structure_stress(frames: FrameRecord, when: int) -> tuple[Array, Array]:
+    """Stress errors of each structure, as :func:`structure_forces`; eV/Å³."""
+    errors = np.abs(_residuals(frames.stress, when))
+    known = np.isfinite(errors)
+    return np.where(known, errors, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64)
+
+
 def percent(before: float, after: float) -> float:
     """Change in per cent; NaN from nothing."""
     return 100 * (after / before - 1) if before > 0 else math.nan
@@ -158,7 +165,7 @@ def not_finite(frames: FrameRecord, when: int = AFTER) -> int:
 
 
 def lost(frames: FrameRecord, what: str) -> bool:
-    """Whether a finite prediction became NaN or infinite by training; ``what`` is ``"energy"`` or ``"forces"``."""
+    """Whether a finite prediction of ``what`` (``"energy"``, ``"forces"``, ``"stress"``) was lost by training."""
     values = getattr(frames, what)
     return bool((_lost(values, AFTER) & ~_lost(values, BEFORE)).any())
 

@@ -12,6 +12,7 @@ from ase_finetune.files import make_folder, write_bytes, write_text
 from ase_finetune.reporting.figures import Chart, Missing
 from ase_finetune.reporting.markup import table, text
 from ase_finetune.reporting.style import stylesheet
+from ase_finetune.reporting.tiles import Tile
 from ase_finetune.reporting.verdict import Verdict
 
 # Nothing may be loaded or run, whatever a file name says.
@@ -24,7 +25,7 @@ _INTERVALS = (
 
 # Names of the pictures that pages of ours have.
 _OURS = re.compile(
-    r"learning-[a-z0-9-]+-(forces|energy|stress|strain|rmsd|basin)|penalty-[a-z0-9-]+|seconds|peak-memory-gb"
+    r"learning-[a-z0-9-]+-(forces|energy|stress|strain|rmsd|basin|forgetting)|penalty-[a-z0-9-]+|seconds|peak-memory-gb"
     r"|skipped-steps|train-skipped|parity-[a-z0-9-]+-(forces|energy)|softening|elements-[a-z0-9-]+|drift|delta-q"
     r"|relaxed-(rmsd|strain|volume)|worst-\d\d|gradient-norm|pareto-[a-z0-9-]+-(forces|energy|strain|rmsd)"
 )
@@ -83,17 +84,29 @@ def charts(items: Sequence[Chart | Missing]) -> str:
 
 
 def summary(verdict: Verdict) -> str:
-    """Numbers, sentences and warnings."""
-    tiles = "".join(
+    """The verdict: a headline, numbers, what is worst, what to do next, and the rest in words."""
+    tiles = "".join(f'<div class="tiles">{"".join(map(_tile, row))}</div>' for row in verdict.tiles)
+    note = f"<p><small>{_INTERVALS}</small></p>" if any("(" in t.note for row in verdict.tiles for t in row) else ""
+    worst = "".join(table(item.heads, item.rows, "wide") for item in verdict.worst)
+    blocks = [("Next", _list("ol", "steps", verdict.steps)), ("Worst on the target", worst)]
+    columns = "".join(f"<div><h3>{heading}</h3>{content}</div>" for heading, content in blocks if content)
+    words = "".join(f"<p>{text(sentence)}</p>" for sentence in verdict.sentences)
+    return (
+        f'<p class="headline {verdict.tone}">{text(verdict.headline)}</p>{tiles}'
+        f'<div class="answers">{columns}</div>{words}{note}{_list("ul", "warnings", verdict.warnings)}'
+    )
+
+
+def _tile(tile: Tile) -> str:
+    return (
         f'<div class="tile {tile.tone}"><div>{text(tile.title)}</div><strong>{text(tile.text)}</strong>'
         f"<em>{text(tile.note)}</em></div>"
-        for tile in verdict.tiles
     )
-    sentences = "".join(f"<p>{text(sentence)}</p>" for sentence in verdict.sentences)
-    warnings = "".join(f"<li>{text(warning)}</li>" for warning in verdict.warnings)
-    note = f"<p><small>{_INTERVALS}</small></p>" if any(" to " in tile.note for tile in verdict.tiles) else ""
-    parts = [f'<div class="tiles">{tiles}</div>' if tiles else "", note, sentences]
-    return "".join([*parts, f'<ul class="warnings">{warnings}</ul>' if warnings else ""])
+
+
+def _list(tag: str, kind: str, items: Sequence[str]) -> str:
+    lines = "".join(f"<li>{text(item)}</li>" for item in items)
+    return f'<{tag} class="{kind}">{lines}</{tag}>' if lines else ""
 
 
 def pairs_table(values: Mapping[str, Any]) -> str:
@@ -103,7 +116,7 @@ def pairs_table(values: Mapping[str, Any]) -> str:
 
 def value(item: Any) -> str:
     """A value of an option as it is shown."""
-    if item is None:
+    if item is None or item == []:
         return "–"
     if isinstance(item, bool):
         return "yes" if item else "no"

@@ -112,7 +112,7 @@ def _limits(ax: Axes, places: Sequence[tuple[float, float]]) -> None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 28 else f"{name[:27]}…"
+    return name if len(name) <= 28 else f"{name[:13]}…{name[-14:]}"  # the end says whether it is unchanged
 
 
 # Where a label may be beside its point, in points; and how it hangs there.

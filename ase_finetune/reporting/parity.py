@@ -11,8 +11,7 @@ import numpy as np
 
 from ase_finetune.reporting.axes import dots, heading
 from ase_finetune.reporting.figures import Chart, Drawing, Missing, Panel, draw
-from ase_finetune.reporting.markup import folded, table
-from ase_finetune.reporting.measures import Array, is_nothing, set_errors, structure_forces
+from ase_finetune.reporting.measures import Array, is_nothing, set_errors
 from ase_finetune.reporting.palette import LIGHT
 from ase_finetune.reporting.record import AFTER, BEFORE, LABEL, FrameRecord
 from ase_finetune.reporting.sets import anchor, color_of, is_target, long_name, remark
@@ -20,9 +19,6 @@ from ase_finetune.reporting.tiles import digits, in_form
 
 # A mean error below this share of the labels' range is a straight line in a parity plot.
 _FLAT = 0.02
-
-# Structures that are named.
-_WORST = 5
 
 
 def parity(frames: FrameRecord) -> Chart | Missing:
@@ -45,7 +41,7 @@ def parity(frames: FrameRecord) -> Chart | Missing:
         )
     if not panels:
         return Missing(title, "there are no labels with finite predictions")
-    return Chart(f"parity-{anchor(frames)}", title, _caption(frames), panels, _worst(frames))
+    return Chart(f"parity-{anchor(frames)}", title, _caption(frames), panels)
 
 
 def _caption(frames: FrameRecord) -> str:
@@ -61,21 +57,6 @@ def _caption(frames: FrameRecord) -> str:
     if frames.own_labels:
         text += " The labels are predictions of the untouched model, which therefore lies on the line."
     return text + remark(frames)
-
-
-def _worst(frames: FrameRecord) -> str:
-    """The structures with the largest force errors after training, by name."""
-    (before, numbers), (after, _) = (structure_forces(frames, when) for when in (BEFORE, AFTER))
-    known = np.flatnonzero(numbers)
-    if not is_target(frames) or not known.size:
-        return ""
-    worst = known[np.argsort(-after[known] / numbers[known], kind="stable")][:_WORST]
-    rows = [
-        (frames.descriptions[k], *(digits(1e3 * float(sums[k] / numbers[k])) for sums in (before, after)))
-        for k in worst
-    ]
-    heads = ("structure", "force MAE before, meV/Å", "after")
-    return folded("The structures with the largest force errors", table(heads, rows, "wide"))
 
 
 def _panel(

@@ -34,7 +34,7 @@ class FrameRecord:
     Attributes
     ----------
     name
-        Of the set: ``"valid"``, ``"replay"``, or that of a file.
+        Of the set: ``"valid"``, ``"replay"``, ``"old"`` (old structures with reference labels), or that of a file.
     own_labels
         Whether the labels were made by the pretrained model itself, so that its errors are zero.
     numbers
@@ -134,7 +134,8 @@ class RunRecord:
     Attributes
     ----------
     metadata
-        As in ``run.json``: ``base_model``, ``config``, ``errors``, ``stages``, ``versions``, ...
+        As in ``run.json``: ``base_model``, ``config``, ``errors``, ``stages`` (each with what it ``kept``),
+        ``unchanged``, ``versions``, ...
     history
         The rows of ``history.csv``: see :data:`ase_finetune.finetuning.history.FRAME_COLUMNS`. ``penalty`` is in
         units of the loss, ``peak_memory_gb`` that of the GPU, or else of the process.

@@ -16,7 +16,12 @@ Arrays = Mapping[str, NDArray[Any]]
 
 # Of metadata, what a report reads: the types that it takes.
 _DICTS = ("config", "data", "versions", "machine", "fisher", "reference_offsets", "shifted_by")
-_METADATA: dict[str, type] = {**dict.fromkeys(_DICTS, dict), "stages": list, "frozen": list}
+_METADATA: dict[str, type] = {
+    **dict.fromkeys(_DICTS, dict),
+    "stages": list,
+    "frozen": list,
+    "unchanged": bool,
+}
 
 _PAIR_LISTS = ("descriptions", "before", "after", "shown", "targets", "ends_before", "ends_after")
 
@@ -77,7 +82,10 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
     _need(bptt is None or isinstance(bptt, dict), "metadata: bptt is no dict")
     stages = metadata.get("stages") or []
     _need(all(isinstance(item, dict) for item in stages), "metadata: a stage is no dict")
+    kept = [item.get("kept") or {} for item in stages]
+    _need(all(isinstance(item, dict) for item in kept), "metadata: what a stage kept is no dict")
     counts = [config.get("epochs"), (bptt or {}).get("epochs"), *(item.get("best_epoch") for item in stages)]
+    counts += [item.get("epoch") for item in kept]
     _need(all(count is None or _is_number(count) for count in counts), "metadata: a number of epochs is no number")
     for item in stages:
         for name in ("before", "after"):

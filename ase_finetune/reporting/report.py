@@ -56,7 +56,7 @@ def write_report(record: RunRecord, output: Path, *, defaults: Mapping[str, Any]
     record = _with_own_names(record)
     with own_style():
         parts = _charts(record)
-    sections = [("summary", "Gained and forgotten", page.summary(judge(record)) + _errors_table(record))]
+    sections = [("summary", "Verdict", page.summary(judge(record)) + _errors_table(record))]
     sections += [(anchor, heading, page.charts(items)) for anchor, heading, items in parts if items]
     sections += [("run", "The run", _run_section(record, defaults or {}))]
     versions = record.metadata.get("versions") or {}
@@ -160,9 +160,9 @@ def _run_section(record: RunRecord, defaults: Mapping[str, Any]) -> str:
     metadata = record.metadata
     config = flat(metadata.get("config") or {})
     usual = flat(defaults)
+    fisher = flat(metadata.get("fisher") or {})
     facts = {
         "model": metadata.get("base_model"),
-        "hash of its weights": metadata.get("base_hash"),
         "head": metadata.get("head"),
         "method": method(record),
         "processes": metadata.get("processes"),
@@ -170,8 +170,7 @@ def _run_section(record: RunRecord, defaults: Mapping[str, Any]) -> str:
         "frames": metadata.get("split"),
         "relaxations": metadata.get("split_relaxations"),
         "frozen": ", ".join(map(str, metadata.get("frozen") or [])) or None,
-        **{f"data: {name}": digest for name, digest in (metadata.get("data") or {}).items()},
-        **{f"Fisher information: {name}": value for name, value in flat(metadata.get("fisher") or {}).items()},
+        **{f"Fisher information: {name}": value for name, value in fisher.items() if "hash" not in name},
     }
     content = page.pairs_table({name: value for name, value in facts.items() if value is not None})
     content += _offsets(metadata)
@@ -183,6 +182,13 @@ def _run_section(record: RunRecord, defaults: Mapping[str, Any]) -> str:
         content += folded("All options", page.pairs_table(config))
     if metadata.get("versions"):
         content += folded("Versions", page.pairs_table(metadata["versions"]))
+    checksums = {
+        "weights of the model": metadata.get("base_hash"),
+        **{f"data: {name}": digest for name, digest in (metadata.get("data") or {}).items()},
+        **{f"Fisher information: {name}": value for name, value in fisher.items() if "hash" in name},
+    }
+    if any(checksums.values()):
+        content += folded("For the record: checksums", page.pairs_table(checksums))
     if record.log:
         content += folded("Log", f"<pre>{text(chr(10).join(map(str, record.log)))}</pre>")
     return content

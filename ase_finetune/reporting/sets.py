@@ -10,9 +10,11 @@ from ase_finetune.reporting.record import FrameRecord, RunRecord
 TARGET = "valid"
 REPLAY = "replay"
 TRAIN = "train"
+#: Old structures with labels of the reference method, where the replay set has labels of the pretrained model.
+OLD = "old"
 
 #: Names of the sets of a run, which others cannot have.
-RESERVED = (TARGET, REPLAY, TRAIN)
+RESERVED = (TARGET, REPLAY, TRAIN, OLD)
 
 
 def is_target(frames: FrameRecord) -> bool:
@@ -36,15 +38,26 @@ def trained_on(record: RunRecord) -> list[FrameRecord]:
 
 
 def kept(record: RunRecord) -> list[FrameRecord]:
-    """The sets that show what was kept or forgotten."""
+    """The sets that show what was kept or forgotten: first those that the run watched, labelled ones before others."""
     others = (frames for frames in record.frames if not is_target(frames) and not is_trained_on(frames))
-    return [frames for frames in others if len(frames.counts)]
+    return sorted((frames for frames in others if len(frames.counts)), key=_order)
+
+
+def _order(frames: FrameRecord) -> int:
+    return (OLD, REPLAY).index(frames.name) if is_watched(frames) else 2
+
+
+def is_watched(frames: FrameRecord) -> bool:
+    """Whether the run watched these old structures, as against test sets that were added later."""
+    return frames.name in (OLD, REPLAY)
 
 
 def long_name(frames: FrameRecord) -> str:
     """In headings."""
     if is_target(frames):
         return "target (validation)"
+    if frames.name == OLD:
+        return "old structures with DFT labels"
     if frames.name == REPLAY:
         return "old structures (replay)"
     if is_trained_on(frames):

@@ -20,8 +20,16 @@ small,.lead,figcaption,.missing{color:var(--muted)}
 .lead{margin:0 0 1.2rem}
 nav{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.9rem;margin:1rem 0 0}
 nav a{text-decoration:none;padding:.15rem 0}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));gap:10px;margin:1rem 0}
-.tile{background:var(--raised);border-left:4px solid var(--before);border-radius:6px;padding:.65rem .85rem}
+.headline{font-size:1.12rem;font-weight:650;line-height:1.4;margin:.7rem 0;max-width:none;padding-left:.8rem;
+border-left:5px solid var(--before)}
+.headline.better{border-color:var(--better)}
+.headline.worse{border-color:var(--worse)}
+.answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:0 28px;margin:.2rem 0 1rem}
+.answers h3{margin-top:.8rem}
+.answers table{width:100%}
+.tiles{display:flex;flex-wrap:wrap;gap:10px;margin:.7rem 0}
+.tile{flex:1 1 230px;min-width:0;padding:.65rem .85rem;background:var(--raised);border-radius:6px;
+border-left:4px solid var(--before)}
 .tile.better{border-color:var(--better)}
 .tile.worse{border-color:var(--worse)}
 .tile div{font-size:.82rem;color:var(--muted);line-height:1.3}
@@ -29,7 +37,8 @@ nav a{text-decoration:none;padding:.15rem 0}
 .tile em{font-style:normal;font-size:.86rem;line-height:1.3;color:var(--muted);display:block}
 .tile.better em{font-weight:600;color:var(--better)}
 .tile.worse em{font-weight:600;color:var(--worse)}
-ul{padding-left:1.15rem;margin:.5rem 0;max-width:76ch}
+ul,ol{padding-left:1.15rem;margin:.5rem 0;max-width:76ch}
+ol{padding-left:1.6rem}
 li{margin:.3rem 0}
 .warnings li::marker{content:"!  ";color:var(--kept);font-weight:700}
 figure{margin:.9rem 0 0}
@@ -62,8 +71,9 @@ footer{margin-top:3rem;font-size:.82rem;color:var(--muted)}
 @media (max-width:640px){
 main{padding:18px 14px 40px}
 h1{font-size:1.35rem}
-.tiles{grid-template-columns:repeat(auto-fit,minmax(min(100%,158px),1fr));gap:8px}
-.tile{padding:.5rem .6rem}
+.headline{font-size:1rem}
+.tiles{gap:8px}
+.tile{flex-basis:150px;padding:.5rem .6rem}
 .tile strong{font-size:1rem}
 .periodic{gap:1px}
 .periodic>*{border-radius:2px;font-size:.66rem}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ase_finetune.reporting.forgetting import Forgotten
 from ase_finetune.reporting.measures import (
-    is_nothing,
     judged_energies,
     lost,
     mean,
@@ -24,16 +24,22 @@ from ase_finetune.reporting.uncertainty import (
     forces_interval,
     is_unclear,
     median_interval,
+    stress_interval,
 )
 
 # Changes by less (per cent) are none.
 _NO_CHANGE = 1.0
 
+# Per cent; a rise beyond comes from an error that was small by luck, and a headline shows the errors instead.
+_MANY_TIMES = 200.0
+
 # From there on numbers are written with powers of ten.
 _OFF_THE_SCALE = 1e5
 
-#: meV/atom and meV/Å; a change in per cent of less than that is one of rounding.
+#: meV/atom and meV/Å (and kbar for the stress); a change in per cent of less than that is one of rounding.
 ROUNDING = 0.1
+
+_ROUNDING_OF_STRESS = 1e-3
 
 # Of Delta Q in Å √amu, RMSD in Å, strain.
 _ROUNDING_OF_PAIRS = {"delta_q": 1e-3, "rmsd": 1e-4, "strain": 1e-4}
@@ -52,12 +58,15 @@ class Tile:
         What it is, the number, and its change.
     tone
         ``"better"``, ``"worse"`` or ``""``.
+    brief
+        The change as part of a headline; empty where it does not belong there.
     """
 
     title: str
     text: str
     note: str
     tone: str
+    brief: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Change:
     Attributes
     ----------
     was, now
-        meV/Å or meV/atom; NaN if not known.
+        meV/Å, meV/atom or kbar; NaN if not known.
     interval
         95 % of its change in per cent; NaN if not known.
     """
@@ -89,43 +98,87 @@ def energy_change(frames: FrameRecord) -> Change:
     return Change(1e3 * mean(before), 1e3 * mean(after), energy_interval(frames))
 
 
-def energy_name(frames: FrameRecord) -> str:
-    """What :func:`energy_change` is of."""
+def stress_change(frames: FrameRecord) -> Change:
+    """Of the mean absolute stress error, kbar."""
+    before, after = set_errors(frames, BEFORE), set_errors(frames, AFTER)
+    return Change(before.stress, after.stress, stress_interval(frames))
+
+
+def energy_name(frames: FrameRecord, *, fitted: bool = False) -> str:
+    """What :func:`energy_change` is of; ``fitted``: whether the run took fitted offsets off the labels."""
     if not frames.other_reference:
-        return "energy error"
+        return "energy error after the fitted offsets" if fitted else "energy error"
     if judged_energies(frames)[2]:
         return "energy error after the best offsets per element"
     return "energy error against labels of perhaps another reference"
 
 
-def frame_tiles(frames: FrameRecord) -> list[Tile]:
-    """Errors of a set."""
+def frame_tiles(frames: FrameRecord, *, fitted: bool = False) -> list[Tile]:
+    """Errors of a set.
+
+    Parameters
+    ----------
+    frames
+        With labels of a reference.
+    fitted
+        Whether the run took fitted reference energies off the labels.
+    """
     name = long_name(frames)
     found = []
-    for what, title, unit, change in (
-        ("forces", "force error", "meV/Å", force_change(frames)),
-        ("energy", energy_name(frames), "meV/atom", energy_change(frames)),
+    for what, brief, title, unit, change in (
+        ("forces", "forces", "force error", "meV/Å", force_change(frames)),
+        ("energy", "energies", energy_name(frames, fitted=fitted), "meV/atom", energy_change(frames)),
+        ("stress", "stress", "stress error", "kbar", stress_change(frames)),
     ):
         gone = lost(frames, what)
         if math.isfinite(change.now):
-            found.append(_tile(f"{name}: {title}", unit, change, frames, gone))
+            found.append(_tile(f"{name}: {title}", brief, unit, change, frames, gone))
         elif gone:
-            found.append(Tile(f"{name}: {title}", "not finite", "predictions were lost by training", "worse"))
+            words = f"{brief} not finite"
+            found.append(Tile(f"{name}: {title}", "not finite", "predictions were lost by training", "worse", words))
     return found
 
 
-def _tile(title: str, unit: str, change: Change, frames: FrameRecord, gone: bool) -> Tile:
-    if frames.own_labels:
-        note = "as the pretrained model" if is_nothing(change.now) else "away from the pretrained model"
-        text, tone = f"{digits(change.now)} {unit}", ""
-    else:
-        text = f"{digits(change.was)} → {digits(change.now)} {unit}"
-        note, tone = change_note(change)
+def _tile(title: str, what: str, unit: str, change: Change, frames: FrameRecord, gone: bool) -> Tile:
+    text = f"{digits(change.was)} → {digits(change.now)} {unit}"
+    rounding = _ROUNDING_OF_STRESS if unit == "kbar" else ROUNDING
+    note, tone = change_note(change, rounding)
+    brief = _brief(what, change, unit, rounding)
     if is_trained_on(frames):
         note, tone = f"{note}; says nothing about new ones".removeprefix("; "), ""
     if gone:
         note, tone = f"{note}; some predictions are no longer finite".removeprefix("; "), "worse"
-    return Tile(title, text, note, tone)
+    return Tile(title, text, note, tone, brief)
+
+
+def _brief(what: str, change: Change, unit: str, rounding: float) -> str:
+    """A change in a few words: forces −11 %."""
+    if not (change.was >= rounding and percent(change.was, change.now) < _MANY_TIMES):
+        return f"{what} {digits(change.was)} → {digits(change.now)}{f' {unit}' if unit else ''}"
+    if _is_unchanged(change):
+        return f"{what} as before"
+    words = f"{what} {signed(percent(change.was, change.now))}\N{NO-BREAK SPACE}%"
+    return f"{words} (unclear)" if is_unclear(change.interval) else words
+
+
+def forgotten_tile(found: Forgotten) -> Tile:
+    """What was forgotten, as a word and in per cent."""
+    what = "error on old structures" if found.labelled else "error on old structures, estimated"
+    text = f"{found.word}: {rise(found.percent)}"
+    scale = "" if found.labelled else "beside typical errors of universal potentials; "
+    allowed = f"up to {found.bound:.3g}\N{NO-BREAK SPACE}% was allowed" if found.bound >= 0 else "no bound was set"
+    return Tile(
+        f"forgotten: {what}", text, f"{scale}{allowed}", {"negligible": "better", "large": "worse"}.get(found.word, "")
+    )
+
+
+def rise(value: float) -> str:
+    """A rise in per cent, with a decimal where it is small."""
+    if math.isinf(value):
+        return "predictions are not finite"
+    words = signed(value) if abs(value) >= 9.95 else f"{value:+.1f}".replace("-", "−")
+    words = "0" if abs(value) < 0.05 else words
+    return f"{words}\N{NO-BREAK SPACE}%"
 
 
 def change_note(change: Change, rounding: float = ROUNDING) -> tuple[str, str]:
@@ -202,7 +255,8 @@ def pair_tiles(pairs: PairRecord) -> list[Tile]:
     if found.right_after == found.right_before:
         note, tone = "unchanged", ""
     text = f"{found.right_before} → {found.right_after} of {total}"
-    tiles = [Tile("relaxations: in the right minimum", text, note, tone)]
+    brief = f"{text} relaxations in the right minimum"
+    tiles = [Tile("relaxations: in the right minimum", text, note, tone, brief)]
     for name, title, unit in (("delta_q", "Delta Q", "Å √amu"), ("rmsd", "RMSD", "Å"), ("strain", "cell strain", "")):
         before, after = found.values(name)
         if not len(before):
@@ -210,5 +264,7 @@ def pair_tiles(pairs: PairRecord) -> list[Tile]:
         change = Change(median(before), median(after), median_interval(before, after))
         text = f"{change.was:.3g} → {change.now:.3g} {unit}".rstrip()
         heading = f"relaxations {found.which}: median {title}"
-        tiles.append(Tile(heading, text, *change_note(change, _ROUNDING_OF_PAIRS[name])))
+        rounding = _ROUNDING_OF_PAIRS[name]
+        brief = "" if name == "rmsd" else _brief(title, change, unit, rounding)  # Delta Q says nearly the same
+        tiles.append(Tile(heading, text, *change_note(change, rounding), brief))
     return tiles

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ase_finetune.reporting.measures import Array, judged_energies, percent, structure_forces
+from ase_finetune.reporting.measures import Array, judged_energies, percent, structure_forces, structure_stress
 from ase_finetune.reporting.record import AFTER, BEFORE, FrameRecord
 
 #: Fewer structures than that have no interval.
@@ -87,6 +87,12 @@ def energy_interval(frames: FrameRecord) -> Interval:
     """Of the change of the mean absolute energy error of a set."""
     before, after, _ = judged_energies(frames)
     return mean_interval(before, after, np.ones(len(before)))
+
+
+def stress_interval(frames: FrameRecord) -> Interval:
+    """Of the change of the mean absolute stress error of a set."""
+    (before, numbers), (after, _) = (structure_stress(frames, when) for when in (BEFORE, AFTER))
+    return mean_interval(before, after, numbers)
 
 
 def is_unclear(interval: Interval) -> bool:

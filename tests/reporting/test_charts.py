@@ -188,14 +188,11 @@ def test_softening_needs_labels_of_a_reference():
     assert isinstance(softening([isolated]), Missing)
 
 
-def test_the_worst_structures_are_named():
-    frames = records.frame_record(structures=12, atoms=5)
-    for k, size in ((7, 4.0), (3, 2.0)):
-        frames.forces[5 * k : 5 * k + 5, :, AFTER] += size
-    body = parity(frames).body
-    assert body.startswith("<details>")
-    assert body.count("<tr>") == 1 + 5
-    assert body.index("frame 7 of valid (some.extxyz)") < body.index("frame 3 of valid (some.extxyz)")
-    errors = 1e3 * np.abs(frames.forces[35:40, :, 1:] - frames.forces[35:40, :, :1]).mean(axis=(0, 1))
-    assert f"<td>{errors[0]:.1f}</td><td>{errors[1]:.0f}</td>" in body
-    assert not parity(records.frame_record("other.extxyz")).body
+def test_the_rise_on_old_structures_is_drawn_beside_what_was_allowed():
+    record = records.run(3)
+    record.metadata["stages"][0]["kept"] = {"bound": 0.05, "epoch": 3}
+    assert "learning-frames-forgetting" not in [panel.name for panel in learning_curves(record)[0].panels]
+    for row, rise in zip(record.history, (0.01, 0.03, 0.02), strict=True):
+        row["forgetting"] = rise
+    panel = next(p for p in learning_curves(record)[0].panels if p.name == "learning-frames-forgetting")
+    assert "old structures from 0 to 2; allowed from 5 to 5" in panel.alt

@@ -63,6 +63,29 @@ def test_those_that_nobody_beats_are_marked(comparison):
     assert marked == ["naive", "careful", "both"]
 
 
+def test_unchanged_runs_are_named_as_such(tmp_path):
+    same = run("reewc", 0.08, unchanged=True)
+    long = "a_very_long_name_of_a_run_" * 3
+    page = Page(write_comparison({"a": run("ewc", 0.1), long: same}, tmp_path))
+    check(page)
+    assert f"{long} (unchanged) reEWC" in page.text
+    assert "a (unchanged)" not in page.text
+    labels = " ".join(page.labels)
+    assert f"{long} (unchanged) gained" in labels
+    assert "n_ (unchanged)" in page.text.split("Each mark is a run")[0]
+
+
+def test_labelled_old_structures_are_judged_first(tmp_path):
+    def both(after):
+        record = run(after=after)
+        old = records.frame_record("old", 8, 6, seed=2, elements=records.OLD, before=0.04, after=after, slope=1)
+        return dataclasses.replace(record, frames=[*record.frames, old])
+
+    page = Page(write_comparison({"a": both(0.05), "b": both(0.06)}, tmp_path))
+    check(page)
+    assert "run method target: forces energies old structures with DFT labels: forces" in page.text
+
+
 def test_what_differs_is_told(comparison):
     _, path, _ = comparison
     text = Page(path).text

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import re
 
 import matplotlib
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from ase.data.colors import jmol_colors
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 
-from ase_finetune.reporting.axes import dots, heading, legend, log_axis, plain
-from ase_finetune.reporting.figures import SIZE, draw, own_style
+from ase_finetune.reporting.axes import dots, heading, legend, log_axis, plain, spread_ticks
+from ase_finetune.reporting.figures import SIZE, Drawing, draw, own_style
 from ase_finetune.reporting.palette import COLORS, LIGHT, css_variables
 
 
@@ -107,6 +109,36 @@ def test_variables_are_declared_for_both_themes():
         for name, pair in COLORS.items():
             assert f"--{name}:{pair[dark]};" in css_variables(dark)
     assert "--better-rgb:23,121,79;" in css_variables(dark=False)
+
+
+@pytest.mark.parametrize("which", ["x", "y"])
+@pytest.mark.parametrize(("low", "high"), [(-4.23517, -4.23511), (1234567, 1234590), (0.98, 2.4), (1e-9, 3e4)])
+@pytest.mark.parametrize("log", [False, True])
+def test_numbers_of_an_axis_do_not_touch(which, low, high, log):
+    if log and low < 0:
+        low, high = -high, -low
+    boxes = []
+
+    def paint_narrow(drawing):
+        ax = drawing.ax
+        (ax.set_xlim if which == "x" else ax.set_ylim)(low, high)
+        if log:
+            log_axis(ax, which)
+
+    with own_style():
+        figure = Figure(figsize=(2.4, 1.4))
+        ax = figure.add_subplot()
+        paint_narrow(Drawing(figure, [ax]))
+        spread_ticks(figure)
+        figure.draw_without_rendering()
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    low, high = sorted(axis.get_view_interval())
+    for tick in axis.get_major_ticks():
+        if low <= tick.get_loc() <= high and tick.label1.get_text():
+            box = tick.label1.get_window_extent()
+            boxes.append((box.x0, box.x1) if which == "x" else (box.y0, box.y1))
+    assert boxes
+    assert all(after[0] >= before[1] for before, after in itertools.pairwise(sorted(boxes)))
 
 
 def test_dots_that_fall_together_are_drawn_once():

@@ -70,6 +70,11 @@ DAMAGE = {
     "no metadata": (plain("metadata", value=[]), "metadata is no dict"),
     "metadata of another type": (plain("metadata", "config", value=3), "metadata: config is no dict"),
     "a stage that is none": (plain("metadata", "stages", value=["x"]), "metadata: a stage is no dict"),
+    "a kept epoch that is none": (
+        plain("metadata", "stages", value=[{"kept": {"epoch": "x"}}]), "metadata: a number of epochs is no number",
+    ),
+    "what was kept is none": (plain("metadata", "stages", value=[{"kept": [1]}]), "what a stage kept is no dict"),
+    "unchanged as a text": (plain("metadata", "unchanged", value="no"), "metadata: unchanged is no bool"),
     "offsets that are none": (plain("metadata", "reference_offsets", value={"Li": "x"}), "something else than numbers"),
     "a row that is none": (plain("history", 0, value="x"), "a row of the history is no dict"),
     "a nested value": (plain("history", 0, "seconds", value=[1]), "a value of the history is nested"),
