@@ -175,7 +175,7 @@ def header_line(columns: Columns) -> str:
     """Column titles of :func:`epoch_line`, in two lines."""
     above, titles = f"{'':5s}", f"{'epoch':>5s}"
     for name, shown in columns.shown.items():
-        above += f"{_SET_TITLES[name]:>{_FIRST}s}" + " " * (_NEXT * (len(shown) - 1))
+        above += f"{name:>{_FIRST}s}" + " " * (_NEXT * (len(shown) - 1))
         titles += "".join(f"{title:>{_FIRST if k == 0 else _NEXT}s}" for k, (_, title, _) in enumerate(shown))
     above += f"{'forgotten':>11s}{'loss':>9s}" + (f"{'penalty':>9s}" if columns.penalty else "")
     titles += f"{'%':>11s}{'%':>9s}" + (f"{'/loss':>9s}" if columns.penalty else "")
@@ -202,8 +202,6 @@ def epoch_line(row: Mapping[str, Any], columns: Columns, best: bool) -> str:
 
 #: Widths of the first column of a set, and of its further ones.
 _FIRST, _NEXT = 10, 9
-
-_SET_TITLES = {"train": "train", "valid": "valid", "replay": "old"}
 
 
 def _number(value: float, width: int, digits: int) -> str:
