@@ -10,7 +10,6 @@ from jsonargparse import Namespace
 
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.cli.options import Group, Option
-from ase_finetune.cli.places import check_model
 from ase_finetune.cli.terminal import Terminal
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.version import __version__
@@ -19,7 +18,7 @@ MODEL = Option(
     "model",
     str | None,
     None,
-    "Name (ase-finetune models lists them), folder of a saved model, or checkpoint of SevenNet or MACE.",
+    "Name (ase-finetune models lists them), folder of a saved model or of a run, or checkpoint of SevenNet or MACE.",
     needed=True,
     position=True,
     models=True,
@@ -60,7 +59,6 @@ def model_group(*more: Option, dtype: str = "float32") -> Group:
 
 def load_calculator(options: Namespace, terminal: Terminal, processes: Processes = ALONE) -> FinetunedCalculator:
     """The calculator that the options ask for, with a line while it is loaded."""
-    check_model(options.model)
     with terminal.working(f"loading {options.model}"):
         calculator = FinetunedCalculator(
             options.model,

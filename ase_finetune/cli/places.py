@@ -65,25 +65,6 @@ def check_folder(output: str | None) -> None:
     _try_to_write(there, output)
 
 
-def check_model(model: str | None) -> None:
-    """Refuse the folder of a run, in which the model is.
-
-    Raises
-    ------
-    InputError
-        Then.
-    """
-    if model is None:
-        return
-    inside = Path(model) / "model"
-    if not is_there(Path(model) / _SAVED) and is_there(inside / _SAVED):
-        raise InputError(f"{model} is the folder of a run; did you mean {inside}?")
-
-
-#: Of a saved potential.
-_SAVED = "potential.json"
-
-
 def _same(target: Path, name: str) -> bool:
     try:
         return bool(name) and target.samefile(name)

@@ -54,8 +54,8 @@ def finetune(
     Parameters
     ----------
     model
-        A name (``"7net-0"``), a saved folder, a checkpoint, or a :class:`Potential`. It is not changed:
-        training works on a copy.
+        A name (``"7net-0"``), a saved folder, the output folder of a finished run, a checkpoint, or a
+        :class:`Potential`. It is not changed: training works on a copy.
     train
         Frames with energies (eV), forces (eV/Å) and, if there are any, stresses (eV/Å³): a path that ASE
         reads, or a list of ``Atoms``.

@@ -21,6 +21,7 @@ from ase_finetune.finetuning.state import State
 from ase_finetune.finetuning.training import Trainer
 from ase_finetune.parallel import Processes
 from ase_finetune.potentials.base import Potential
+from ase_finetune.potentials.formats import RUN_MODEL
 from ase_finetune.reporting import RunRecord
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ class RunKeeper:
         self._open = ExitStack()
         self._run: Context | None = None
         #: Where the best model is, once an epoch has ended.
-        self.best_model = output / "model"
+        self.best_model = output / RUN_MODEL
 
     def __enter__(self) -> RunKeeper:
         if self._folder is not None:

@@ -19,6 +19,7 @@ from ase_finetune.finetuning.state import State
 from ase_finetune.finetuning.training import Trainer
 from ase_finetune.potentials import save_potential
 from ase_finetune.potentials.base import Potential
+from ase_finetune.potentials.formats import RUN_FILE, RUN_MODEL
 from ase_finetune.reporting import RECORD_FILE, RunRecord, write_report
 
 _LOCK = ".lock"
@@ -49,7 +50,7 @@ class RunFolder:
 
     def __init__(self, path: Path, log: Log, resume: bool = False) -> None:
         self.path = path
-        self.model = path / "model"
+        self.model = path / RUN_MODEL
         self._log = log
         self._checkpoints = Checkpoints(path / "checkpoints", log)
         # Two copies: without it nothing can be resumed.
@@ -102,7 +103,7 @@ class RunFolder:
             make_folder(self._prepared[0].parent)
             for file in self._prepared:
                 prepared.write(file)
-        if not (self.path / "run.json").exists():  # those of a finished run hold more
+        if not (self.path / RUN_FILE).exists():  # those of a finished run hold more
             self.write_metadata(metadata)
 
     def latest(self) -> State | None:
@@ -134,14 +135,14 @@ class RunFolder:
 
     def write_log(self) -> None:
         """``log.txt``, with where everything is as its last line."""
-        names = ("model", "report.html", "history.csv", "run.json", "log.txt")
+        names = (RUN_MODEL, "report.html", "history.csv", RUN_FILE, "log.txt")
         there = [name for name in names if (self.path / name).exists() or name == "log.txt"]
         self._log(f"written to {self.path}: {', '.join(there)}; checkpoints are for resume=True")
         self._write_log()
 
     def write_metadata(self, metadata: dict[str, Any]) -> None:
         """``run.json``: what was asked for, on what, with which versions and result."""
-        write_text(self.path / "run.json", to_json(metadata, "the metadata of the run"))
+        write_text(self.path / RUN_FILE, to_json(metadata, "the metadata of the run"))
 
     def _write_log(self) -> None:
         write_text(self.path / "log.txt", "\n".join(self._log.lines) + "\n")

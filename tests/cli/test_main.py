@@ -59,7 +59,7 @@ def test_export(folder, capsys):
         (["fit", "{folder}/model", "{folder}/replay.extxyz", "--output", "{folder}/run"], "the keys seen are"),
         (["fit", "{folder}/model", "x", "--output", "{folder}/run", "--epochs", "0"], "epochs must be positive"),
         (["fit", "{folder}/model", "x", "--output", "{folder}/run", "--ewc_lambda", "-1"], "ewc_lambda must be"),
-        (["export", "{folder}", "x.pth"], "is the folder of a run; did you mean {folder}/model?"),
+        (["export", "{folder}/none", "x.pth"], "there is no file and no pretrained model called"),
     ],
 )
 def test_an_error_is_one_line(folder, capsys, arguments, message):
