@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -89,8 +90,8 @@ def stop_at(monkeypatch):
     monkeypatch.undo()
 
 
-def run(output=None, *, train=TRAIN, valid=VALID, **options):
-    return finetune(morse.pretrained(), train, valid, replay=OLD, output=output, **(COMMON | options))
+def run(output=None, *, train=TRAIN, valid=VALID, replay=OLD, **options):
+    return finetune(morse.pretrained(), train, valid, replay=replay, output=output, **(COMMON | options))
 
 
 def outcome(calculator, output):
@@ -224,14 +225,16 @@ def test_killed_before_the_first_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
+        ({"replay": OLD[:-1]}, ["folder: other replay structures; resume"]),
+        ({"dtype": "float64"}, ["folder: other option dtype: float32 then, float64 now; resume"]),
         (
             {"learning_rate": 0.5, "loss": {"forces_weight": 2.0}},
-            ["learning_rate: 0.02 then, 0.5 now", "config.loss.forces"],
+            ["other option learning_rate: 0.02 then, 0.5 now", "; other option loss.forces_weight: 1.0 then, 2.0 now"],
         ),
-        ({"train": TRAIN[:-1]}, ["data.train: "]),
-        ({"valid": VALID[:-1]}, ["data.valid: "]),
-        ({"valid": None}, ["data.valid: ", "'nothing' now", "split: 'validation frames given' then"]),
-        ({"freeze": ["shift"], "seed": 3}, ["config.freeze: [] then, ['shift'] now; config.seed: 0 then, 3 now"]),
+        ({"train": TRAIN[:-1]}, ["folder: other frames: train; resume"]),
+        ({"valid": VALID[:-1]}, ["folder: other frames: valid; resume"]),
+        ({"valid": None}, ["other frames: valid (none now)", "other split of the frames: validation frames given then, no valid"]),
+        ({"freeze": ["shift"], "seed": 3}, ["other option freeze: [] then, ['shift'] now; other option seed: 0 then, 3 now"]),
     ],
 )
 def test_another_run_is_not_resumed(tmp_path, stop_at, options, named):
@@ -242,15 +245,23 @@ def test_another_run_is_not_resumed(tmp_path, stop_at, options, named):
         run(tmp_path / "run", resume=True, **options)
     for part in named:
         assert part in str(caught.value)
+    assert not re.search("[0-9a-f]{32}", str(caught.value))  # hashes say nothing to a reader
     run(tmp_path / "run", resume=True, num_workers=0, checkpoint_minutes=0.01, device="auto")
 
 
 def test_another_model_is_not_resumed(tmp_path):
     run(tmp_path / "run", epochs=1)
-    with pytest.raises(InputError, match=r"base_hash: '\w+' then, '\w+' now"):
+    with pytest.raises(InputError, match="folder: other model; resume it as it was"):
         finetune(
             morse.truth(), TRAIN, VALID, replay=OLD, output=tmp_path / "run", resume=True, **(COMMON | {"epochs": 1})
         )
+
+
+def test_other_relaxations_are_not_resumed(tmp_path):
+    options = {k: v for k, v in METHODS["relaxations"].items() if k != "relaxations"} | {"train": None, "valid": None, "valid_relaxations": PAIRS[3:]}
+    run(tmp_path / "run", **options, relaxations=PAIRS[:3])
+    with pytest.raises(InputError, match="folder: other relaxations: train; resume"):
+        run(tmp_path / "run", resume=True, **options, relaxations=PAIRS[:2])
 
 
 def damaged(path, how):
@@ -354,7 +365,7 @@ def test_another_fisher_file_is_not_resumed(tmp_path):
     run(tmp_path / "run", **options)
     run(tmp_path / "run", resume=True, **options)
     shutil.copy(tmp_path / "two", tmp_path / "fisher.safetensors")
-    with pytest.raises(InputError, match=r"files.fisher: '\w+' then, '\w+' now"):
+    with pytest.raises(InputError, match="folder: other content of the file fisher; resume"):
         run(tmp_path / "run", resume=True, **options)
 
 
@@ -366,7 +377,7 @@ def test_other_reference_energies_of_the_model_are_not_resumed(tiny_mace, tmp_pa
     options = COMMON | {"epochs": 1, "replay": OLD[:4], "method": "naive", "output": tmp_path / "run"}
     finetune(potential, TRAIN[:3], None, **options)
     potential.shift_energies({14: 5.0})
-    with pytest.raises(InputError, match=r"base_state: '\w+' then, '\w+' now"):
+    with pytest.raises(InputError, match="folder: other constants of the model, such as reference energies; resume"):
         finetune(potential, TRAIN[:3], None, resume=True, **options)
 
 
