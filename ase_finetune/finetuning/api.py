@@ -155,7 +155,7 @@ def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedC
                 run.log("resumed after the last epoch")
             else:
                 run.log(f"resumed in epoch {progress.epoch}, {progress.steps} steps into it")
-                run.log(header_line(task.columns))
+                run.log(header_line(trainer.columns))
             state = None
         _fit(trainer, keeper)
         metadata["stages"].append({"stage": task.name, **_conclude(trainer, run.log)})

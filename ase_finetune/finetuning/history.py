@@ -28,10 +28,13 @@ class Columns:
         For each of :data:`SETS`, the measures of the history.
     shown
         For each set, the measures on the terminal, and the heading and digits of each.
+    penalty
+        Whether there is a penalty, which is then shown beside the loss.
     """
 
     kept: Mapping[str, Sequence[str]]
     shown: Mapping[str, Sequence[tuple[str, str, int]]]
+    penalty: bool = True
 
 
 _FRAME_KEPT = ("loss", "energy_mae", "forces_mae", "stress_mae", "slope")
@@ -172,7 +175,8 @@ def header_line(columns: Columns) -> str:
         titles = [title for _, title, _ in shown]
         titles[0] = f"{name} {titles[0]}"
         groups += "".join(f"{title:>16s}" if k == 0 else f"{title:>10s}" for k, title in enumerate(titles))
-    return f"{'epoch':>5s}{groups}{'penalty/loss':>14s}{'lr':>10s}{'s':>7s}"
+    penalty = f"{'penalty/loss':>14s}" if columns.penalty else ""
+    return f"{'epoch':>5s}{groups}{penalty}{'lr':>10s}{'s':>7s}"
 
 
 def epoch_line(row: Mapping[str, Any], columns: Columns, best: bool) -> str:
@@ -182,9 +186,12 @@ def epoch_line(row: Mapping[str, Any], columns: Columns, best: bool) -> str:
         for name, shown in columns.shown.items()
         for k, (measure, _, digits) in enumerate(shown)
     )
-    ratio = row["penalty"] / row["train_loss"] if row["train_loss"] else math.nan
-    tail = f"{ratio:14.3g}{row['learning_rate']:10.2g}{row['seconds']:7.0f}"
-    return f"{row['epoch']:5d}{groups}{tail}{' *' if best else ''}"
+    penalty = ""
+    if columns.penalty:
+        ratio = row["penalty"] / row["train_loss"] if row["train_loss"] else math.nan
+        penalty = f"{'-':>14s}" if math.isnan(ratio) else f"{ratio:14.3g}"
+    tail = f"{row['learning_rate']:10.2g}{row['seconds']:7.0f}"
+    return f"{row['epoch']:5d}{groups}{penalty}{tail}{' *' if best else ''}"
 
 
 def _number(value: float, width: int, digits: int) -> str:
@@ -202,9 +209,10 @@ _COMPARED = (
     ("delta_q_median", "Delta Q, median", 3),
     ("volume_mae", "volume MAE, %", 2),
     ("steps_median", "steps, median", 0),
-    ("right_basin", "in the right basin", 0),
-    ("failed", "relaxations failed", 0),
 )
+
+#: Numbers of relaxations, out of their total.
+_COUNTED = (("right_basin", "in the right basin"), ("failed", "relaxations failed"))
 
 
 def comparison_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -218,4 +226,8 @@ def comparison_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str
             # Errors on the model's own labels start at rounding noise, which is no measure for a change.
             change = f"{100 * (new / old - 1):+8.1f}%" if round(old, digits) else f"{'':>9s}"
             lines.append(f"  {name:12s}{title:24s}{old:10.{digits}f}{new:10.{digits}f}{change}")
+        for count, title in _COUNTED:
+            if hasattr(before[name], count):
+                old, new = (f"{getattr(errors, count)} of {errors.total}" for errors in (before[name], after[name]))
+                lines.append(f"  {name:12s}{title:24s}{old:>10s} {new:>9s}")
     return "\n".join(lines)

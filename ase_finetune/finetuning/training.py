@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -16,7 +16,7 @@ from ase_finetune.errors import CheckpointError, TrainingError
 from ase_finetune.finetuning.best import Best, Selection
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.frame_task import Replay
-from ase_finetune.finetuning.history import Log, epoch_row, header_line
+from ase_finetune.finetuning.history import Columns, Log, epoch_row, header_line
 from ase_finetune.finetuning.progress import Progress
 from ase_finetune.finetuning.sampling import endless_batches, epoch_batches
 from ase_finetune.finetuning.state import State
@@ -113,12 +113,17 @@ class Trainer:
         """Errors before the first epoch, on every set; empty until they are known."""
         return self._selection.initial
 
+    @property
+    def columns(self) -> Columns:
+        """What the history keeps and the table of epochs shows."""
+        return replace(self.task.columns, penalty=self.penalty is not None)
+
     def _begin(self) -> None:
         errors = {"train": self.task.untouched, **self._errors(self.potential)}
         score = self._selection.begin(errors, self.potential)
         if score is not None and not math.isfinite(score):
             raise TrainingError(f"the loss of the untouched model on the validation or replay frames is {score}")
-        columns = self.task.columns
+        columns = self.columns
         self.log(header_line(columns))
         row = epoch_row(0, errors, columns, learning_rate=0.0, penalty=0.0, seconds=0.0)
         self.log.epoch({"stage": self.task.name, **row}, columns, best=True)
@@ -179,8 +184,8 @@ class Trainer:
         if self.replay.bound is not None:
             values["forgetting"] = self.replay.bound.rise(errors["replay"])
             self.replay.bound.adapt(errors["replay"])
-        self.rows.append({"stage": self.task.name, **epoch_row(epoch, errors, self.task.columns, **values)})
-        self.log.epoch(self.rows[-1], self.task.columns, best)
+        self.rows.append({"stage": self.task.name, **epoch_row(epoch, errors, self.columns, **values)})
+        self.log.epoch(self.rows[-1], self.columns, best)
         self.progress = progress.next_epoch()
         self._clock = time.perf_counter()
         self.task.begin_epoch()
