@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from filelock import FileLock, Timeout
 from ase_finetune.errors import CheckpointError, OutputError, OutputExistsError
 from ase_finetune.files import make_folder, remove_parts, to_json, write_text
 from ase_finetune.finetuning.checkpoints import Checkpoints
-from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.finetuning.config import LOGGERS, FinetuneConfig
 from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.prepared import Prepared
 from ase_finetune.finetuning.state import State
@@ -57,19 +60,22 @@ class RunFolder:
         self._prepared = [path / "checkpoints" / f"prepared-{copy}.safetensors" for copy in (1, 2)]
         if path.exists() and not path.is_dir():
             raise OutputExistsError(f"{path} exists and is not a folder; choose another output folder")
+        self._made = _missing(path)
         make_folder(path)
         self._check_content(resume)  # before anything is written into the folder of somebody else
         self._lock = self._locked(resume)
         try:
             self._check_content(resume)  # and again: another run may have been written meanwhile
         except BaseException:
-            self.close()
+            self._lock.release()
             raise
         for folder in (path, path / "checkpoints"):
             remove_parts(folder)
 
     def close(self) -> None:
-        """Let others write into the folder."""
+        """Let others write into the folder; one in which nothing was begun is as it was before."""
+        if not self.is_started:
+            self._withdraw()
         self._lock.release()
 
     @property
@@ -147,6 +153,22 @@ class RunFolder:
     def _write_log(self) -> None:
         write_text(self.path / "log.txt", "\n".join(self._log.lines) + "\n")
 
+    def _withdraw(self) -> None:
+        """Remove what a run made that failed before its first step: a folder in the way of the next try.
+
+        Only what has a name of ours, and folders only if nothing is left in them.
+        """
+        # While it is locked: a process that waits for the lock notices that the file is gone, and makes a new one.
+        with contextlib.suppress(OSError):
+            (self.path / _LOCK).unlink(missing_ok=True)
+        for name in LOGGERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.path / "checkpoints").rmdir()
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
+
     def _locked(self, resume: bool) -> FileLock:
         # Locks of the operating system end with the process that holds them, however it ends.
         lock = FileLock(self.path / _LOCK, timeout=_PATIENCE if resume else 0.0)
@@ -181,6 +203,11 @@ class RunFolder:
     @staticmethod
     def _is_empty(folder: Path) -> bool:
         return folder.is_dir() and all(_is_leftover(entry) for entry in folder.iterdir())
+
+
+def _missing(path: Path) -> list[Path]:
+    """What has to be made for a folder to be there, the innermost first."""
+    return list(itertools.takewhile(lambda folder: not folder.exists(), [path, *path.parents]))
 
 
 def _is_leftover(path: Path) -> bool:
