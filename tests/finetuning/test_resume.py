@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from ase_finetune import FinetunedCalculator, finetune
 from ase_finetune.continual import gaussian_fisher, save_fisher, trust_region
-from ase_finetune.errors import CheckpointError, InputError, OutputError, OutputExistsError, RunStoppedError
+from ase_finetune.errors import CheckpointError, FinetuneError, InputError, OutputError, OutputExistsError, RunStoppedError
 from ase_finetune.files import read_sealed, write_sealed
 from ase_finetune.finetuning import keeping, run_folder
 from ase_finetune.finetuning.keeping import RunKeeper
@@ -334,6 +334,56 @@ def test_a_folder_of_checkpoints_is_not_yet_a_run(tmp_path):
     run(tmp_path, epochs=1)
 
 
+def unknown_element():
+    frames = morse.labelled(morse.silicon(4, 1))
+    frames[2].numbers[0] = 92
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"train": "none.extxyz"}, "there is no file"),
+        ({"train": unknown_element()}, "frame 2 of train"),
+        ({"replay": "none.extxyz"}, "there is no file"),
+        ({"fisher": "none.safetensors"}, "none.safetensors"),
+        ({"freeze": ["no such parameter"]}, "no such parameter"),
+    ],
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_fails_before_its_first_step_leaves_nothing(tmp_path, options, error, resume):
+    for output in (tmp_path / "deep" / "down" / "run", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(FinetuneError, match=error):
+            run(output, resume=resume, **options)
+        assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+        assert list((tmp_path / "empty").iterdir()) == []
+    run(tmp_path / "empty", epochs=1)
+
+
+def test_what_others_put_beside_a_run_that_fails_stays(tmp_path, monkeypatch):
+    def other(*_):
+        (tmp_path / "runs" / "one" / "notes.txt").write_text("mine")
+        raise InputError("no")
+
+    monkeypatch.setattr("ase_finetune.finetuning.api.prepare", other)
+    with pytest.raises(InputError, match="no"):
+        run(tmp_path / "runs" / "one")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["notes.txt"]
+
+
+def test_a_failure_after_the_first_step_removes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("ase_finetune.finetuning.training.Trainer._epoch", lambda _: (_ for _ in ()).throw(KeyError()))
+    with pytest.raises(KeyError):
+        run(tmp_path / "run")
+    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == ["checkpoint-000001.safetensors", "prepared-1.safetensors", "prepared-2.safetensors"]
+    monkeypatch.undo()
+    assert outcome(run(tmp_path / "run", resume=True), tmp_path / "run") == outcome(
+        run(tmp_path / "whole"), tmp_path / "whole"
+    )
+
+
 def test_a_start_that_is_refused_removes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "_PATIENCE", 0.1)
     run(tmp_path / "run", epochs=1)
@@ -466,6 +516,43 @@ def test_signals_stop_a_run(tmp_path, stop_at, name):
         run(tmp_path / "run")
     assert caught.value.signal_number == number
     assert signal.getsignal(number) is before
+
+
+SCRIPT = """
+import os, signal, sys
+from ase_finetune import finetune
+from ase_finetune.finetuning.history import Log
+from tests import morse
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+original = Log.epoch
+
+def epoch(self, *arguments, **options):
+    original(self, *arguments, **options)
+    os.kill(os.getpid(), signal.SIGINT)
+
+Log.epoch = epoch
+output = sys.argv[1] or None
+finetune(morse.pretrained(), morse.labelled(morse.silicon(4, 1)), method="naive", replay=None, output=output, device="cpu")
+"""
+
+
+@pytest.mark.parametrize("output", ["run", ""])
+def test_how_a_script_ends_that_is_interrupted(tmp_path, output):
+    """With a folder in one line that says how to go on; else as Python ends it, with nothing nested."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", SCRIPT, output]
+    done = subprocess.run(  # noqa: S603  # our own script
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    lines = done.stderr.strip().splitlines()
+    if output:
+        assert lines[-1] == "stopped by SIGINT in epoch 1, 0 steps into it; resume=True goes on from there"
+        assert lines[:-1] == ["SIGINT: stopping after this step, with a checkpoint"]
+    else:
+        assert lines[-1] == "KeyboardInterrupt"
+        assert done.stderr.count("Traceback") == 1
 
 
 def test_a_signal_that_comes_too_late_is_not_lost(tmp_path, monkeypatch):
