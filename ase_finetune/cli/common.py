@@ -81,8 +81,10 @@ def tell_model(calculator: FinetunedCalculator, terminal: Terminal, processes: P
         f"{used['model']}: {potential.backend}{head}, {count:,d} parameters, {len(potential.numbers)} elements, cutoff "
         f"{potential.cutoff:g} Å; {used['dtype']} on {used['device']}, {processes.size} process(es)"
     )
-    packages = [name for name in ("ase", "torch", "sevenn", "mace-torch") if _version(name)]
-    terminal.detail(", ".join([f"ase_finetune {__version__}", *(f"{name} {_version(name)}" for name in packages)]))
+    packages = [name for name in ("ase", "torch", "sevenn", "mace-torch") if installed_version(name)]
+    terminal.detail(
+        ", ".join([f"ase_finetune {__version__}", *(f"{name} {installed_version(name)}" for name in packages)])
+    )
 
 
 def for_process(terminal: Terminal, processes: Processes) -> Terminal:
@@ -90,7 +92,8 @@ def for_process(terminal: Terminal, processes: Processes) -> Terminal:
     return terminal if processes.is_first else Terminal(0)
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """The version of a package; empty where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

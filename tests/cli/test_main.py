@@ -13,6 +13,7 @@ from ase_finetune.analysis import evaluate_calculator
 from ase_finetune.cli import main, managing
 from ase_finetune.data import read_frames
 from ase_finetune.errors import InputError, RunStoppedError
+from ase_finetune.potentials import save_potential
 from ase_finetune.version import __version__
 from tests import morse
 from tests.cli.running import fit
@@ -46,6 +47,41 @@ def test_export(folder, capsys):
     assert main(["export", str(folder / "model"), str(path)]) == 1
     assert f"{path} exists" in capsys.readouterr().err
     assert main(["export", str(folder / "model"), str(path), "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("backend", "head", "versions", "last"),
+    [
+        ("sevenn", None, ("0.13.0", "0.5.6"), "sevenn get_model 'my runs/a.pth' -o a"),
+        ("sevenn", "mpa", ("0.13.0", "0.5.6"), "sevenn get_model 'my runs/a.pth' -o a --modal mpa"),
+        (
+            "sevenn",
+            None,
+            ("0.10.4", "0.4.4"),
+            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 sevenn_get_model 'my runs/a.pth' -o a",
+        ),
+        ("mace", "pbe", ("", ""), "mace_create_lammps_model 'my runs/a.pth' --head pbe"),
+        ("morse", None, ("", ""), None),
+    ],
+)
+def test_what_comes_after_an_export(monkeypatch, backend, head, versions, last):
+    installed = dict(zip(("sevenn", "e3nn"), versions, strict=True))
+    monkeypatch.setattr(managing, "installed_version", installed.get)
+    lines = managing.next_steps(backend, "my runs/a.pth", head)
+    assert lines[-1:] == ([] if last is None else [f"for LAMMPS: {last}"])
+
+
+@pytest.mark.sevenn
+def test_export_of_sevennet_ends_with_the_next_command(tiny_sevennet, tmp_path, capsys):
+    save_potential(tiny_sevennet(), tmp_path / "model")
+    path = tmp_path / "mine.pth"
+    assert main(["export", str(tmp_path / "model"), str(path), "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"written to {path}\n"
+    in_ase, for_lammps = captured.err.splitlines()
+    assert in_ase == f"in ASE: SevenNetCalculator({str(path)!r})"
+    assert for_lammps.startswith("for LAMMPS: ")
+    assert for_lammps.endswith(f"get_model {path} -o mine")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,14 @@ from filelock import FileLock
 
 from ase_finetune import FinetunedCalculator, finetune
 from ase_finetune.continual import gaussian_fisher, save_fisher, trust_region
-from ase_finetune.errors import CheckpointError, FinetuneError, InputError, OutputError, OutputExistsError, RunStoppedError
+from ase_finetune.errors import (
+    CheckpointError,
+    FinetuneError,
+    InputError,
+    OutputError,
+    OutputExistsError,
+    RunStoppedError,
+)
 from ase_finetune.files import read_sealed, write_sealed
 from ase_finetune.finetuning import keeping, run_folder
 from ase_finetune.finetuning.keeping import RunKeeper
@@ -233,8 +240,14 @@ def test_killed_before_the_first_checkpoint(tmp_path, monkeypatch):
         ),
         ({"train": TRAIN[:-1]}, ["folder: other frames: train; resume"]),
         ({"valid": VALID[:-1]}, ["folder: other frames: valid; resume"]),
-        ({"valid": None}, ["other frames: valid (none now)", "other split of the frames: validation frames given then, no valid"]),
-        ({"freeze": ["shift"], "seed": 3}, ["other option freeze: [] then, ['shift'] now; other option seed: 0 then, 3 now"]),
+        (
+            {"valid": None},
+            ["other frames: valid (none now)", "other split of the frames: validation frames given then, no valid"],
+        ),
+        (
+            {"freeze": ["shift"], "seed": 3},
+            ["other option freeze: [] then, ['shift'] now; other option seed: 0 then, 3 now"],
+        ),
     ],
 )
 def test_another_run_is_not_resumed(tmp_path, stop_at, options, named):
@@ -258,7 +271,11 @@ def test_another_model_is_not_resumed(tmp_path):
 
 
 def test_other_relaxations_are_not_resumed(tmp_path):
-    options = {k: v for k, v in METHODS["relaxations"].items() if k != "relaxations"} | {"train": None, "valid": None, "valid_relaxations": PAIRS[3:]}
+    options = {k: v for k, v in METHODS["relaxations"].items() if k != "relaxations"} | {
+        "train": None,
+        "valid": None,
+        "valid_relaxations": PAIRS[3:],
+    }
     run(tmp_path / "run", **options, relaxations=PAIRS[:3])
     with pytest.raises(InputError, match="folder: other relaxations: train; resume"):
         run(tmp_path / "run", resume=True, **options, relaxations=PAIRS[:2])
@@ -533,7 +550,8 @@ def epoch(self, *arguments, **options):
 
 Log.epoch = epoch
 output = sys.argv[1] or None
-finetune(morse.pretrained(), morse.labelled(morse.silicon(4, 1)), method="naive", replay=None, output=output, device="cpu")
+frames, options = morse.labelled(morse.silicon(4, 1)), {"method": "naive", "replay": None, "device": "cpu"}
+finetune(morse.pretrained(), frames, output=output, **options)
 """
 
 
