@@ -153,7 +153,7 @@ def _attempt(check: str, structure: str, work: Callable[[], Findings], strict: b
         return result(failure=str(error))
     except (ArithmeticError, np.linalg.LinAlgError) as error:  # of numbers that are zero, huge or not finite
         return result(failure=f"{type(error).__name__}: {error}")
-    return result(quantities=findings.quantities, note=findings.note)
+    return result(quantities=findings.quantities, note=findings.note, normal=findings.normal)
 
 
 def _try(calc: Calculator, structures: Sequence[tuple[str, Atoms]], elements: Sequence[str]) -> None:

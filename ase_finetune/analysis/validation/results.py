@@ -40,10 +40,11 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Findings:
-    """Quantities, and what a reader has to know about how they came about."""
+    """Quantities, what a reader has to know about how they came about, and what is normal, where that is a question."""
 
     quantities: list[Quantity]
     note: str = ""
+    normal: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class CheckResult:
         What went wrong where the calculator or the check gave up. Empty otherwise.
     note
         What a reader has to know about how the numbers came about.
+    normal
+        What to compare suspicious numbers with. Empty where nothing is suspicious.
     seconds
         It took.
     """
@@ -72,6 +75,7 @@ class CheckResult:
     not_applicable: str = ""
     failure: str = ""
     note: str = ""
+    normal: str = ""
     seconds: float = 0.0
 
     @property
@@ -102,6 +106,7 @@ class CheckResult:
             "not_applicable": self.not_applicable,
             "failure": self.failure,
             "note": self.note,
+            "normal": self.normal,
             "seconds": self.seconds,
         }
 

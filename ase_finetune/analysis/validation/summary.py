@@ -112,6 +112,8 @@ class Validation:
                 lines.append(_line(self._cells(row)))
                 if row.quantity.why:
                     lines.append(f"      {row.quantity.why}")
+            if result.normal:
+                lines.append(f"  {result.normal}")
         return "\n".join([*lines, "", self._conclusion()])
 
     def __repr__(self) -> str:
@@ -179,6 +181,9 @@ class Validation:
             yield f"<tr><td colspan='{span}' style='text-align:left'>{head}</td></tr>"
             for row in self.rows(index):
                 yield self._html_row(row)
+            if result.normal:
+                cell = f"<small>{html.escape(result.normal)}</small>"
+                yield f"<tr><td colspan='{span}' style='text-align:left'>{cell}</td></tr>"
         yield f"</tbody></table><p>{html.escape(self._conclusion())}</p>"
 
     def _html_row(self, row: Row) -> str:
