@@ -179,7 +179,7 @@ def _report(keeper: RunKeeper, run: Context, stages: Stages, weights: Weights, h
         keeper.write_report(_record(run, stages, weights, history))
     except Exception as error:  # noqa: BLE001
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        run.log(f"note: there is no report ({reason}); the model is in {keeper.best_model}, resume=True tries again")
+        run.log(f"note: there is no report ({reason}); the model is in {keeper.best_model}, a resumed run tries again")
 
 
 def _record(run: Context, stages: Stages, weights: Weights, history: list[dict[str, Any]]) -> RunRecord:

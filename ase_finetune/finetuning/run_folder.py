@@ -39,7 +39,7 @@ class RunFolder:
     path
         Made if need be; must not hold anything but, with ``resume``, an earlier start of the run.
     log
-        Told of damaged checkpoints.
+        For notes on damaged checkpoints.
     resume
         Go on with the run in the folder, if there is one.
 
@@ -143,7 +143,7 @@ class RunFolder:
         """``log.txt``, with where everything is as its last line."""
         names = (RUN_MODEL, "report.html", "history.csv", RUN_FILE, "log.txt")
         there = [name for name in names if (self.path / name).exists() or name == "log.txt"]
-        self._log(f"written to {self.path}: {', '.join(there)}; checkpoints are for resume=True")
+        self._log(f"written to {self.path}: {', '.join(there)}; checkpoints are there to resume the run")
         self._write_log()
 
     def write_metadata(self, metadata: dict[str, Any]) -> None:
