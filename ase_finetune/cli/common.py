@@ -68,11 +68,11 @@ def load_calculator(options: Namespace, terminal: Terminal, processes: Processes
             reference=options.get("reference") or "model",
             trust_pickle=options.trust_pickle,
         )
-    tell_model(calculator, terminal, processes)
+    describe_model(calculator, terminal, processes)
     return calculator
 
 
-def tell_model(calculator: FinetunedCalculator, terminal: Terminal, processes: Processes = ALONE) -> None:
+def describe_model(calculator: FinetunedCalculator, terminal: Terminal, processes: Processes = ALONE) -> None:
     """Details of a model and of what it runs on."""
     potential, used = calculator.potential, calculator.parameters
     head = f", head {used['head']}" if used["head"] else ""

@@ -73,7 +73,7 @@ def _same(target: Path, name: str) -> bool:
 
 
 def _try_to_write(folder: Path, output: str) -> None:
-    """A try: permissions alone do not tell it, for example on a disk that is mounted for reading."""
+    """A try: permissions alone do not show it, for example on a disk that is mounted for reading."""
     try:
         descriptor, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
         os.close(descriptor)

@@ -23,6 +23,7 @@ from ase_finetune.parallel import Processes
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.formats import RUN_MODEL
 from ase_finetune.reporting import RunRecord
+from ase_finetune.representations import counted
 
 T = TypeVar("T")
 
@@ -92,11 +93,11 @@ class RunKeeper:
         self._run = run
         self._on_first(lambda folder: folder.begin(run.prepared, run.metadata))
         self._open.enter_context(self._signals)
-        told = len(run.log.lines)
+        lines = len(run.log.lines)
         state = self._processes.gather(self._on_first(RunFolder.latest))[0]
         if state is None:
             return None
-        damage = run.log.lines[told:]
+        damage = run.log.lines[lines:]
         try:
             run.metadata["stages"] = list(state.values["stages"])
             run.log.lines[:] = [*map(str, state.values["log"]), *damage]
@@ -176,9 +177,8 @@ class RunKeeper:
 
 
 def _stopped(number: int, trainer: Trainer) -> RunStoppedError:
-    progress = trainer.progress
+    where = f"in epoch {trainer.progress.epoch}, {counted(trainer.progress.steps, 'step')} into it"
     return RunStoppedError(
-        f"stopped by {signal.Signals(number).name} in epoch {progress.epoch}, {progress.steps} steps into it; "
-        "resume=True goes on from there",
+        f"stopped by {signal.Signals(number).name} {where}; resume=True goes on from there",
         number,
     )

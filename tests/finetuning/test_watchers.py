@@ -120,5 +120,5 @@ def test_a_watcher_that_fails_does_not_end_the_run(capsys, monkeypatch):
     calc = finetune(morse.pretrained(), TRAIN, VALID, **OPTIONS)
     assert len(calc.history) == 3
     told = capsys.readouterr().out
-    assert told.count("note: Broken is not told of further epochs: RuntimeError('no display')") == 1
+    assert told.count("note: Broken gets no further epochs: RuntimeError('no display')") == 1
     assert told.count("note: Broken could not be closed: RuntimeError('not closed')") == 1

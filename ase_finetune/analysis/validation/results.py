@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-#: ``"told"`` is a number without a judgement.
-Verdict = Literal["ok", "suspicious", "failed", "told"]
+#: ``"not judged"`` is a number without a judgement.
+Verdict = Literal["ok", "suspicious", "failed", "not judged"]
 
 #: How grave a verdict is.
-GRAVITY: dict[Verdict, int] = {"told": 0, "ok": 1, "suspicious": 2, "failed": 3}
+GRAVITY: dict[Verdict, int] = {"not judged": 0, "ok": 1, "suspicious": 2, "failed": 3}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Quantity:
     name, unit
         ``"bulk modulus"``, ``"GPa"``.
     value
-        NaN where it could not be had; ``why`` then tells.
+        NaN where it could not be had; ``why`` then says why.
     verdict
         What to think of it.
     why
@@ -34,7 +34,7 @@ class Quantity:
     name: str
     value: float
     unit: str
-    verdict: Verdict = "told"
+    verdict: Verdict = "not judged"
     why: str = ""
 
 
@@ -112,8 +112,8 @@ class CheckResult:
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """The gravest of some verdicts; ``"told"`` of none."""
-    return max(verdicts, key=GRAVITY.__getitem__, default="told")
+    """The gravest of some verdicts; ``"not judged"`` of none."""
+    return max(verdicts, key=GRAVITY.__getitem__, default="not judged")
 
 
 def judged(name: str, value: float, unit: str, *, failed: str = "", suspicious: str = "") -> Quantity:

@@ -59,7 +59,7 @@ class Validation:
     @property
     def passed(self) -> bool:
         """Whether something could be judged and no check failed; suspicious ones are for you to judge."""
-        return self.verdict not in ("failed", "told")
+        return self.verdict not in ("failed", "not judged")
 
     def result(self, check: str, structure: str | None = None) -> CheckResult:
         """The result of a check.
@@ -129,7 +129,7 @@ class Validation:
 
     def _cells(self, row: Row) -> list[str]:
         item = row.quantity
-        verdict = "" if item.verdict == "told" else item.verdict
+        verdict = "" if item.verdict == "not judged" else item.verdict
         if self.against is None:
             return [item.name, _number(item.value), item.unit, verdict]
         before = _number(float("nan") if row.before is None else row.before.value)
@@ -153,7 +153,7 @@ class Validation:
         return (side + text for side, text in texts if text)
 
     def _conclusion(self) -> str:
-        judged = [item for item in self.results if item.verdict != "told"]
+        judged = [item for item in self.results if item.verdict != "not judged"]
         if not judged:
             return "nothing could be judged: no check came to a number with a verdict"
         count = {v: sum(item.verdict == v for item in judged) for v in ("ok", "suspicious", "failed")}

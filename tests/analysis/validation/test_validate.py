@@ -206,8 +206,8 @@ def test_forces_that_are_no_derivative_fail():
 def test_a_short_run_does_not_take_vibration_for_diffusion():
     found = validate(EMT(), copper(), checks=[QUICK]).result("diffusion")
     coefficient = found.quantity("D(Cu)")
-    assert coefficient.verdict == "told"
-    assert coefficient.why.startswith("not resolved: a run of this length cannot tell less than")
+    assert coefficient.verdict == "not judged"
+    assert coefficient.why.startswith("not resolved: a run of this length cannot distinguish less than")
     assert "K (NVT)" in found.note
 
 
@@ -370,7 +370,7 @@ def test_calculators_without_stress_are_not_failed():
 
     result = validate(NoStress(), copper(), checks=["equilibrium"])
     assert result.results[0].not_applicable
-    assert (result.verdict, result.passed) == ("told", False)
+    assert (result.verdict, result.passed) == ("not judged", False)
     assert "nothing could be judged" in str(result)
 
 
