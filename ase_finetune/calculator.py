@@ -32,9 +32,9 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
     ----------
     model
         A name (``"7net-0"``, ``"mace-mpa-0"``, ...; see :func:`ase_finetune.list_models`), a folder
-        written by :meth:`save`, a SevenNet or MACE checkpoint, or a :class:`Potential`, which is shared and
-        stays on its device and in its dtype. A list of these is an ensemble: results are means, and
-        :attr:`spread` holds the standard deviations.
+        written by :meth:`save`, the output folder of a finished run, a SevenNet or MACE checkpoint, or a
+        :class:`Potential`, which is shared and stays on its device and in its dtype. A list of these is an
+        ensemble: results are means, and :attr:`spread` holds the standard deviations.
     device
         ``"auto"`` takes a GPU where there is one; otherwise a torch device name.
     dtype

@@ -59,8 +59,11 @@ class SimulationError(FinetuneError, RuntimeError):
     """Molecular dynamics that has exploded, so that nothing can be learnt from going on."""
 
 
-class RunStoppedError(FinetuneError, RuntimeError):
+class RunStoppedError(FinetuneError, RuntimeError, SystemExit):
     """A run that was stopped by a signal and can be resumed.
+
+    A program that is asked to stop does so: as a :class:`SystemExit` that nobody catches, it ends a script with the
+    message as its last line and exit code 1, without a traceback.
 
     Parameters
     ----------
@@ -72,6 +75,7 @@ class RunStoppedError(FinetuneError, RuntimeError):
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
+        self.code = message
         self.signal_number = signal_number
 
 

@@ -85,5 +85,10 @@ def errors_table(metadata: Mapping[str, Any]) -> str:
     return html_table(title, rows, header=("set", "measure", "before", "after"))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words: ``1 step``, ``2 steps``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from ase_finetune.representations import counted
+
 PACKAGES = "ase_finetune torch ase numpy vesin e3nn sevenn mace-torch torch-sim-atomistic".split()
 
 
@@ -80,7 +82,7 @@ def machine() -> str:
     """Processor, cores, threads and versions in one line."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
     return (
-        f"{platform.machine()}, {cores()} cores, {torch.get_num_threads()} threads, {gpu}, "
+        f"{platform.machine()}, {counted(cores(), 'core')}, {counted(torch.get_num_threads(), 'thread')}, {gpu}, "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
 

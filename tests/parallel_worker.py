@@ -96,6 +96,19 @@ def resumed(folder: Path, processes: Processes) -> dict[str, Any]:
     return {"told": told, "history": history, "weights": weights(calc)}
 
 
+def refused(folder: Path, processes: Processes) -> dict[str, Any]:
+    """A run on frames of an element that the model does not know, and whether it leaves its folder behind."""
+    frames, told = morse.labelled(morse.silicon(4, 1)), ""
+    for atoms in frames:
+        atoms.numbers[0] = 92
+    try:
+        finetune(morse.pretrained(), frames, None, output=folder / "refused" / "deep", device="cpu", verbose=False)
+    except FinetuneError as error:
+        told = type(error).__name__
+    processes.agree(None)  # all are done with it
+    return {"told": told, "left": (folder / "refused").exists()}
+
+
 def weights(calc: FinetunedCalculator) -> dict[str, list[float]]:
     return {name: value.flatten().tolist() for name, value in morse.weights(calc.potential).items()}
 
@@ -160,6 +173,7 @@ def main() -> None:
     processes = launched("cpu")
     result = {"size": processes.size, "fits": fits(folder, processes), "others": others(processes)}
     result["resumed"] = resumed(folder, processes)
+    result["refused"] = refused(folder, processes)
     if processes.size > 1:
         result["failures"] = failures(processes)
     digest = hashlib.sha256(json.dumps(result["fits"]).encode()).hexdigest()

@@ -72,6 +72,11 @@ def test_resumed_together(alone, two):
                 assert json.dumps(result["resumed"][what]) == json.dumps(result["fits"]["alternate"][what])
 
 
+def test_a_run_that_is_refused_leaves_nothing(alone, two):
+    for result in (*two[1], alone):
+        assert result["refused"] == {"told": "DataError", "left": False}
+
+
 def test_both_processes_end_with_the_same_bits(two):
     first, second = two[1]
     assert first["size"] == second["size"] == 2

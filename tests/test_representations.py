@@ -10,7 +10,7 @@ from ase_finetune.analysis import evaluate_calculator
 from ase_finetune.data import read_frames
 from ase_finetune.finetuning.history import History
 from ase_finetune.finetuning.relaxation_config import RelaxationConfig
-from ase_finetune.representations import brief, errors_table, html_table
+from ase_finetune.representations import brief, counted, errors_table, html_table
 from tests import morse
 
 
@@ -90,6 +90,10 @@ def test_history():
     assert "<th>epoch</th><th>a</th><th>b</th>" in html
     assert "<td>2</td><td></td><td>3</td>" in html
     assert history == [{"epoch": 1, "a": 2.0}, {"epoch": 2, "b": 3.0}]
+
+
+def test_counts_in_words():
+    assert [counted(number, "thread") for number in (0, 1, 2)] == ["0 threads", "1 thread", "2 threads"]
 
 
 def test_evaluation():

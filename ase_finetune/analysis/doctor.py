@@ -22,6 +22,7 @@ from ase_finetune.parallel import layout
 from ase_finetune.potentials import list_models
 from ase_finetune.potentials.imports import import_backend
 from ase_finetune.potentials.registry import places_of as model_places
+from ase_finetune.representations import counted
 from ase_finetune.version import __version__
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ class DoctorReport:
         verdict = "ready" if self.ok else "NOT ready"
         usable = [name for name, reason in self.backends.items() if not reason]
         with_them = f"with {' and '.join(usable)}" if usable else "without a backend"
-        return "\n".join([*lines, f"{verdict} {with_them}; told in {self.seconds:.1f} s"])
+        return "\n".join([*lines, f"{verdict} {with_them}; examined in {self.seconds:.1f} s"])
 
 
 def doctor(*, self_test: bool = True) -> DoctorReport:
@@ -125,7 +126,8 @@ class _Findings:
             return work()
         except Exception as error:  # noqa: BLE001  # see above
             self.add(
-                f"{what} cannot be told: {first_line(error)}", "pip check   # names packages that do not fit together"
+                f"{what} cannot be determined: {first_line(error)}",
+                "pip check   # names packages that do not fit together",
             )
             return None
 
@@ -184,8 +186,8 @@ def _backend(name: str, installed: dict[str, str], found: _Findings) -> str:
 
 
 def _devices(found: _Findings) -> list[tuple[str, str]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    rows = [("cpu", f"{cores} cores, {torch.get_num_threads()} threads")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    rows = [("cpu", f"{counted(cores, 'core')}, {counted(torch.get_num_threads(), 'thread')}")]
     for index in range(torch.cuda.device_count()):
         free, total = (amount / 2**30 for amount in torch.cuda.mem_get_info(index))
         rows.append((f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {free:.0f} of {total:.0f} GiB free"))
@@ -202,7 +204,7 @@ def _devices(found: _Findings) -> list[tuple[str, str]]:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         why = "the driver may be too old for it" if hidden is None else f"CUDA_VISIBLE_DEVICES is {hidden!r}"
         remedy = (
-            "nvidia-smi   # tells the CUDA version of the driver" if hidden is None else "unset CUDA_VISIBLE_DEVICES"
+            "nvidia-smi   # shows the CUDA version of the driver" if hidden is None else "unset CUDA_VISIBLE_DEVICES"
         )
         found.add(f"torch with CUDA {torch.version.cuda} finds no GPU: {why}", remedy, serious=False)
     return rows

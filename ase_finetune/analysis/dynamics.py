@@ -1,4 +1,4 @@
-"""Molecular dynamics with ASE's integrators, watched: what explodes is stopped and told."""
+"""Molecular dynamics with ASE's integrators, watched: what explodes is stopped with an error."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def _append_whole(path: Path, data: bytes) -> None:
         try:
             # One call: a process that is killed meanwhile leaves all of it or nothing.
             if file.write(data) != len(data):
-                raise OSError("no space left")  # noqa: TRY301 - is told as the operating system's own are
+                raise OSError("no space left")  # noqa: TRY301 - is reported as the operating system's own are
         except OSError:
             os.ftruncate(file.fileno(), size)
             raise

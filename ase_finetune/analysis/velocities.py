@@ -37,7 +37,7 @@ class Velocities:
         return float(2 * atoms.get_kinetic_energy() / (self.moving * units.kB))
 
     def ase_temperature(self, temperature: float) -> float:
-        """What ASE's thermostats have to be told in K for the atoms to have this temperature."""
+        """What ASE's thermostats have to be given in K for the atoms to have this temperature."""
         return temperature * self.moving / self.ase
 
 

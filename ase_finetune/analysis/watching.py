@@ -62,7 +62,7 @@ class Watched:
         Their degrees of freedom.
     timestep, temperature
         fs, and what was asked for in K.
-    tell
+    report
         Called with each recorded point.
     keep_positions
         Keep (n, 3) positions of each recorded point.
@@ -79,10 +79,10 @@ class Watched:
         velocities: Velocities,
         timestep: float,
         temperature: float,
-        tell: Callable[[MDPoint], object] | None,
+        report: Callable[[MDPoint], object] | None,
         keep_positions: bool,
     ) -> None:
-        self.atoms, self._velocities, self._timestep, self._tell = atoms, velocities, timestep, tell
+        self.atoms, self._velocities, self._timestep, self._report = atoms, velocities, timestep, report
         # The temperature of a few degrees of freedom fluctuates widely.
         few = 1 + 10 / velocities.moving
         self._hottest = LARGEST_TEMPERATURE_RATIO * few * max(temperature, LEAST_REFERENCE_TEMPERATURE)
@@ -99,7 +99,7 @@ class Watched:
             If it has exploded.
         """
         try:
-            with np.errstate(all="ignore"):  # what overflows is found and told below
+            with np.errstate(all="ignore"):  # what overflows is noticed and reported below
                 dynamics.step()
                 self.atoms.get_forces()
         except (InputError, ValueError, FloatingPointError, np.linalg.LinAlgError) as error:
@@ -107,7 +107,7 @@ class Watched:
         self._check(step)
 
     def record(self, step: int, file: FrameFile | None) -> MDPoint:
-        """Write a frame and tell where the run is."""
+        """Write a frame and report where the run is."""
         self._check_distances(step)
         point = self._point(step)
         if not np.isfinite(point.total_energy):
@@ -117,8 +117,8 @@ class Watched:
             self.positions.append(self.atoms.get_positions())
         if file is not None:
             file.append(self.atoms)
-        if self._tell is not None:
-            self._tell(point)
+        if self._report is not None:
+            self._report(point)
         return point
 
     def _point(self, step: int) -> MDPoint:

@@ -10,7 +10,6 @@ from jsonargparse import Namespace
 
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.cli.options import Group, Option
-from ase_finetune.cli.places import check_model
 from ase_finetune.cli.terminal import Terminal
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.version import __version__
@@ -19,7 +18,7 @@ MODEL = Option(
     "model",
     str | None,
     None,
-    "Name (ase-finetune models lists them), folder of a saved model, or checkpoint of SevenNet or MACE.",
+    "Name (ase-finetune models lists them), folder of a saved model or of a run, or checkpoint of SevenNet or MACE.",
     needed=True,
     position=True,
     models=True,
@@ -60,7 +59,6 @@ def model_group(*more: Option, dtype: str = "float32") -> Group:
 
 def load_calculator(options: Namespace, terminal: Terminal, processes: Processes = ALONE) -> FinetunedCalculator:
     """The calculator that the options ask for, with a line while it is loaded."""
-    check_model(options.model)
     with terminal.working(f"loading {options.model}"):
         calculator = FinetunedCalculator(
             options.model,
@@ -70,11 +68,11 @@ def load_calculator(options: Namespace, terminal: Terminal, processes: Processes
             reference=options.get("reference") or "model",
             trust_pickle=options.trust_pickle,
         )
-    tell_model(calculator, terminal, processes)
+    describe_model(calculator, terminal, processes)
     return calculator
 
 
-def tell_model(calculator: FinetunedCalculator, terminal: Terminal, processes: Processes = ALONE) -> None:
+def describe_model(calculator: FinetunedCalculator, terminal: Terminal, processes: Processes = ALONE) -> None:
     """Details of a model and of what it runs on."""
     potential, used = calculator.potential, calculator.parameters
     head = f", head {used['head']}" if used["head"] else ""
@@ -83,8 +81,10 @@ def tell_model(calculator: FinetunedCalculator, terminal: Terminal, processes: P
         f"{used['model']}: {potential.backend}{head}, {count:,d} parameters, {len(potential.numbers)} elements, cutoff "
         f"{potential.cutoff:g} Å; {used['dtype']} on {used['device']}, {processes.size} process(es)"
     )
-    packages = [name for name in ("ase", "torch", "sevenn", "mace-torch") if _version(name)]
-    terminal.detail(", ".join([f"ase_finetune {__version__}", *(f"{name} {_version(name)}" for name in packages)]))
+    packages = [name for name in ("ase", "torch", "sevenn", "mace-torch") if installed_version(name)]
+    terminal.detail(
+        ", ".join([f"ase_finetune {__version__}", *(f"{name} {installed_version(name)}" for name in packages)])
+    )
 
 
 def for_process(terminal: Terminal, processes: Processes) -> Terminal:
@@ -92,7 +92,8 @@ def for_process(terminal: Terminal, processes: Processes) -> Terminal:
     return terminal if processes.is_first else Terminal(0)
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """The version of a package; empty where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from ase_finetune.cli.common import HEAD, MODEL
 from ase_finetune.cli.options import Group, Option, options_of
 from ase_finetune.cli.parsing import as_dict
-from ase_finetune.cli.places import check_folder, check_model
+from ase_finetune.cli.places import check_folder
 from ase_finetune.cli.terminal import Terminal
 from ase_finetune.cli.verbs import Verb
 from ase_finetune.finetuning import finetune
@@ -71,7 +71,6 @@ def _config_groups() -> list[Group]:
 
 
 def _run(options: Namespace, terminal: Terminal) -> int:
-    check_model(options.model)
     check_folder(options.output)
     values = as_dict(options)
     config = FinetuneConfig.from_options({item.name: values[item.name] for item in fields(FinetuneConfig)})

@@ -29,14 +29,14 @@ options:
   --print-completion bash|zsh|tcsh
                      Print a script that lets the shell complete verbs, options,
                      models and files.
-  -v, -q, --debug    Tell more; tell results only; show traces. With every verb.
+  -v, -q, --debug    Show more; results only; traces of errors. With every verb.
 
 Results go to stdout, notes and progress bars to stderr. Options are called as in Python and in config files; dashes \
 may be written for underscores. VERB --print-config writes a commented file for --config.
 
 exit codes:
   0        done
-  1        an error, told in one line
+  1        an error, shown in one line
   2        the command line is not understood
   3        done, but not all is well: structures that did not converge
            (relax), checks that failed or judged

@@ -135,8 +135,8 @@ def _validate(options: Namespace, terminal: Terminal) -> int:
     terminal.result(str(found))
     if options.output:
         write_text(Path(options.output), to_json(found.to_dict(), "the validation") + "\n")
-    # Where nothing could be judged, which its last line tells, nothing has passed either.
-    return 0 if found.passed and found.verdict != "told" else NOT_ALL_WELL
+    # Where nothing could be judged, which its last line says, nothing has passed either.
+    return 0 if found.passed and found.verdict != "not judged" else NOT_ALL_WELL
 
 
 def _names(checks: list[str] | None) -> list[str] | None:
@@ -156,8 +156,8 @@ def _other(options: Namespace, terminal: Terminal) -> FinetunedCalculator:
 
 
 VALIDATE = Verb(
-    description="Physical checks of a model: what no test set of forces tells. The exit code is 3 if one did not pass, "
-    "or none could judge anything.",
+    description="Physical checks of a model: what errors on a test set do not show. The exit code is 3 if one did not "
+    "pass, or none could judge anything.",
     examples=(
         ("all checks on a few crystals", "validate runs/mine/model"),
         ("two of them", "validate runs/mine/model --checks phonons elastic-constants --structures POSCAR"),

@@ -34,7 +34,7 @@ class CommandLine:
         """The verb as ``command``, and its options under the verb's name.
 
         What only shows something (help, version, template, completion) does so and exits with 0; what cannot be
-        understood is told, and exits with 2.
+        understood is an error in one line, and exits with 2.
         """
         name, words = split_verb(arguments)
         if name is None:
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    The exit code: 0 done; 1 after an error, which is told in one line; 2 if the command line is not understood (as
+    The exit code: 0 done; 1 after an error, which is printed in one line; 2 if the command line is not understood (as
     :class:`SystemExit`); 3 if structures did not converge or checks did not pass; 70 after a bug; 128 plus the number
     of the signal that stopped it.
     """
@@ -118,11 +118,11 @@ def _run(words: list[str]) -> int:
         return 128 + stopped.signal_number
     except BrokenPipeError:
         raise
-    except Exception as error:  # noqa: BLE001  # the last one that can tell it
+    except Exception as error:  # noqa: BLE001  # the last one that can report it
         if debug:
             traceback.print_exc()
             return _code(error)
-        say(f"{PROGRAM}: {_told(error, names)}")
+        say(f"{PROGRAM}: {_message(error, names)}")
         return _code(error)
 
 
@@ -130,7 +130,7 @@ def _code(error: Exception) -> int:
     return ERROR if isinstance(error, (FinetuneError, OSError)) or _is_out_of_memory(error) else BUG
 
 
-def _told(error: Exception, options: Sequence[str]) -> str:
+def _message(error: Exception, options: Sequence[str]) -> str:
     """One line; remedies in the words of the command line, which has these options."""
     text = " ".join(str(error).split())
     if isinstance(error, FinetuneError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
 from jsonargparse import Namespace
 
 from ase_finetune.analysis.doctor import doctor
-from ase_finetune.cli.common import MODEL, OVERWRITE, load_calculator, model_group
+from ase_finetune.cli.common import MODEL, OVERWRITE, installed_version, load_calculator, model_group
 from ase_finetune.cli.options import Group, Option
 from ase_finetune.cli.places import check_file
 from ase_finetune.cli.terminal import Terminal
@@ -76,7 +77,47 @@ def _export(options: Namespace, terminal: Terminal) -> int:
         raise InputError(f"{options.path} must end in {ending}: that is what a checkpoint of {backend} is called")
     calculator.export(Path(options.path), overwrite=options.overwrite)
     terminal.result(f"written to {options.path}")
+    for line in next_steps(backend, options.path, calculator.potential.head if calculator.potential.heads else None):
+        terminal.note(line)
     return 0
+
+
+def next_steps(backend: str, path: str, head: str | None = None) -> list[str]:
+    """How a native checkpoint is used: in a script, and last the command that deploys it for LAMMPS.
+
+    Parameters
+    ----------
+    backend
+        Of the model.
+    path
+        Of the checkpoint.
+    head
+        In use, where the model has heads.
+    """
+    if backend == "sevenn":
+        modal = f", modal={head!r}" if head else ""
+        return [f"in ASE: SevenNetCalculator({path!r}{modal})", f"for LAMMPS: {_deploy_sevennet(path, head)}"]
+    if backend == "mace":
+        chosen = f" --head {shlex.quote(head)}" if head else ""
+        named = f", head={head!r}" if head else ""
+        return [
+            f"in ASE: MACECalculator(model_paths={path!r}{named})",
+            f"for LAMMPS: mace_create_lammps_model {shlex.quote(path)}{chosen}",
+        ]
+    return []
+
+
+def _deploy_sevennet(path: str, head: str | None) -> str:
+    words = [shlex.quote(path), "-o", shlex.quote(Path(path).stem)]
+    if head:  # which only newer versions can deploy
+        return " ".join(["sevenn get_model", *words, "--modal", shlex.quote(head)])
+    if installed_version("sevenn").startswith("0.10."):
+        words.insert(0, "sevenn_get_model")
+    else:
+        words.insert(0, "sevenn get_model")
+    if installed_version("e3nn").startswith("0.4."):  # it does not load on torch >= 2.6 by itself
+        words.insert(0, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1")
+    return " ".join(words)
 
 
 EXPORT = Verb(

@@ -44,7 +44,7 @@ def for_command_line(error: FinetuneError, options: Collection[str]) -> str:
 
 
 def _why_unreadable(path: str, kind: str) -> str:
-    """What is wrong with a file, where the error of ASE's reader does not tell."""
+    """What is wrong with a file, where the error of ASE's reader does not say it."""
     if Path(path).is_dir():
         return f"'{path}' is a folder, not a file of structures"
     file, _, selection = path.rpartition("@")

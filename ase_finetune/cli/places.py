@@ -65,25 +65,6 @@ def check_folder(output: str | None) -> None:
     _try_to_write(there, output)
 
 
-def check_model(model: str | None) -> None:
-    """Refuse the folder of a run, in which the model is.
-
-    Raises
-    ------
-    InputError
-        Then.
-    """
-    if model is None:
-        return
-    inside = Path(model) / "model"
-    if not is_there(Path(model) / _SAVED) and is_there(inside / _SAVED):
-        raise InputError(f"{model} is the folder of a run; did you mean {inside}?")
-
-
-#: Of a saved potential.
-_SAVED = "potential.json"
-
-
 def _same(target: Path, name: str) -> bool:
     try:
         return bool(name) and target.samefile(name)
@@ -92,7 +73,7 @@ def _same(target: Path, name: str) -> bool:
 
 
 def _try_to_write(folder: Path, output: str) -> None:
-    """A try: permissions alone do not tell it, for example on a disk that is mounted for reading."""
+    """A try: permissions alone do not show it, for example on a disk that is mounted for reading."""
     try:
         descriptor, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
         os.close(descriptor)

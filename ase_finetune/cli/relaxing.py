@@ -87,7 +87,7 @@ def _row(place: int, start: Atoms, result: Relaxed) -> str:
 
 
 RELAX = Verb(
-    description="Relax structures in batches; each makes the steps it would make alone, and those that fail are told. "
+    description="Relax structures in batches; each makes the steps it would make alone; those that fail are listed. "
     "Results are in the order given, with energies (eV), forces (eV/Å) and stress. The exit code is 3 if not all "
     "converged. Under torchrun or srun several processes share the work.",
     examples=(

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from ase_finetune.cli.common import DEVICE, DTYPE, HEAD, MODEL, OVERWRITE, TRUST, for_process
 from ase_finetune.cli.options import Group, Option, options_of
 from ase_finetune.cli.parsing import as_dict
-from ase_finetune.cli.places import check_file, check_model
+from ase_finetune.cli.places import check_file
 from ase_finetune.cli.terminal import Terminal
 from ase_finetune.cli.verbs import Verb
 from ase_finetune.continual import FisherInformation
@@ -50,7 +50,6 @@ _HOW = (
 def _run(options: Namespace, terminal: Terminal) -> int:
     processes = launched(options.device)
     terminal = for_process(terminal, processes)
-    check_model(options.model)
     inputs = (options.model, options.structures)
     processes.on_first(lambda: check_file(options.output, overwrite=options.overwrite, inputs=inputs))
     values = as_dict(options)

@@ -34,7 +34,7 @@ class Replacing:
         self._has_frame = self._is_placed = False
 
     def frame_is_written(self) -> None:
-        """To be told after each frame."""
+        """To be called after each frame."""
         if not self._has_frame and self.path != self.target and self.path.suffix != ".db":
             self._place_link()
         self._has_frame = True

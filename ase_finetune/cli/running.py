@@ -73,7 +73,7 @@ def _run(options: Namespace, terminal: Terminal) -> int:
     lines = _Lines(options.picoseconds, 1e-3 * options.timestep * options.interval)
     with Replacing(output) as file:
 
-        def tell(point: MDPoint) -> None:
+        def show(point: MDPoint) -> None:
             file.frame_is_written()
             lines(point)
 
@@ -89,7 +89,7 @@ def _run(options: Namespace, terminal: Terminal) -> int:
             interval=options.interval,
             seed=options.seed,
             progress=terminal.progress,
-            on_interval=tell,
+            on_interval=show,
         )
     _conclude(run, output, len(atoms), terminal)
     return 0
@@ -116,13 +116,13 @@ class _Lines:
         # The last of the points, which are so far apart (ps); times are sums that are hardly ever round.
         self._every, self._last = picoseconds / _LINES, picoseconds - 0.99 * between
         self._next = 0.0
-        self._told = time.perf_counter()
+        self._shown = time.perf_counter()
 
     def __call__(self, point: MDPoint) -> None:
-        late = time.perf_counter() - self._told > _SECONDS
+        late = time.perf_counter() - self._shown > _SECONDS
         if point.time < self._next and not late and point.time < self._last:
             return
-        self._next, self._told = point.time + 0.99 * self._every, time.perf_counter()
+        self._next, self._shown = point.time + 0.99 * self._every, time.perf_counter()
         pressure = "-" if point.pressure != point.pressure else f"{point.pressure:.3f}"
         line = f"{point.time:10.3f}{point.temperature:9.1f}{point.potential_energy:14.4f}{point.total_energy:14.4f}"
         # Above the progress bar.
@@ -141,7 +141,7 @@ def _conclude(run: MDRun, output: Path, count: int, terminal: Terminal) -> None:
 
 
 MD = Verb(
-    description="Molecular dynamics of one structure, from random velocities. A run that explodes is stopped and told.",
+    description="Molecular dynamics of one structure, from random velocities. A run that explodes ends with an error.",
     examples=(
         ("10 ps at 600 K", "md runs/mine/model start.cif --output run.traj --temperature 600 --picoseconds 10"),
         (

@@ -15,7 +15,7 @@ def say(text: str, end: str = "\n") -> None:
 
 
 class Terminal:
-    """Tells results, notes and details.
+    """Prints results, notes and details.
 
     Parameters
     ----------

@@ -121,7 +121,7 @@ def empirical_fisher(
         losses = loss.per_structure(prediction, batch)
         generator = torch.Generator().manual_seed(_seed(seed, indices[0]))
         sums.add([losses @ signs.to(losses) for signs in _signs(len(indices), probes or 1, generator)])
-        _tell(on_structure, len(indices))
+        _count(on_structure, len(indices))
 
     if probes is None:
         batches = [[index] for index in processes.share(edge_counts(graphs))]
@@ -194,7 +194,7 @@ def gaussian_fisher(
                 for _ in range(draws)
             ]
         )
-        _tell(on_structure, draws * len(indices))
+        _count(on_structure, draws * len(indices))
 
     work_off(work, _own_batches(graphs, max_edges, processes), processes)
     how = {"kind": "gaussian", "energy_scale": energy_scale, "forces_scale": forces_scale, "draws": draws, "seed": seed}
@@ -253,7 +253,7 @@ def _seed(seed: int, first: int) -> int:
     return 1_000_003 * seed + first
 
 
-def _tell(on_structure: Callable[[], object] | None, count: int) -> None:
+def _count(on_structure: Callable[[], object] | None, count: int) -> None:
     for _ in range(count if on_structure is not None else 0):
         assert on_structure is not None
         on_structure()

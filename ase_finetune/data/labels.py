@@ -74,7 +74,7 @@ def find_labels(atoms: Atoms, keys: Mapping[str, str | None], where: str) -> Lab
     atoms
         Structure with its calculator, ``info`` and ``arrays``.
     keys
-        For each of :data:`LABELS` the key to take, or ``None`` to search as told above. A key with
+        For each of :data:`LABELS` the key to take, or ``None`` to search as described above. A key with
         "virial" in its name holds virials in eV.
     where
         How messages name the structure.
@@ -182,7 +182,8 @@ def label_notes(census: KeyCensus, counts: Mapping[str, Mapping[str, int]]) -> l
     for label, found in counts.items():
         overlooked = [] if found else census.similar(label)
         if overlooked:
-            notes.append(f"no {label} labels, but there are keys {', '.join(overlooked)}: {label}_key=... takes one")
+            keys = ", ".join(overlooked)
+            notes.append(f"no {label} labels, but there are keys {keys}: the option {label}_key takes one")
         if len(found) > 1:
             used = ", ".join(f"{key} in {count} frames" for key, count in found.items())
             notes.append(f"{label} labels come from several keys: {used}")

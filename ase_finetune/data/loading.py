@@ -83,8 +83,8 @@ class GraphLoader:
                 # Its own, since a loader draws a seed for its workers: without it, of the global generator.
                 generator=torch.Generator(),
             )
-            # Workers take no notice of the signal by which multiprocessing ends them. They are told: when this loader
-            # goes (freed in a cycle, its parts could not do it any more), and before multiprocessing's own exit.
+            # Workers take no notice of the signal by which multiprocessing ends them. They are asked to end: when this
+            # loader goes (freed in a cycle, its parts could not do it any more), and before multiprocessing's own exit.
             weakref.finalize(self, _shut_down, self._loader)
             atexit.register(_close, weakref.ref(self))
         with warnings.catch_warnings():
@@ -121,7 +121,7 @@ def _ignore_signals(_: int) -> None:
 
 
 def _linger(*_: object) -> None:
-    """Live on for as long as clusters give a job that they ask to stop; no longer, should nobody tell us to end."""
+    """Live on for as long as clusters give a job that they ask to stop; no longer, should nobody ask us to end."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.alarm(_LINGER)
 

@@ -20,7 +20,7 @@ from ase_finetune.data.sources import load_structures
 from ase_finetune.errors import DataError, InputError
 
 #: Keys of ``info`` that identify a relaxation. The first one that all structures of both ends carry, and
-#: that no two of an end share, tells which belong together.
+#: that no two of an end share, says which belong together.
 ID_KEYS = ("structure_id", "id", "material_id", "mp_id", "name")
 
 # So many names are listed in a message.
@@ -225,7 +225,7 @@ def _match(initial: Sequence[Origin], relaxed: FrameSet, name: str) -> tuple[Seq
     if repeating is not None:
         raise DataError(
             f"{name} ({files}): values of '{repeating}' repeat, and not in the same order in both ends, so nothing "
-            "tells which structures belong together; make them unique, or give pairs: [(initial, relaxed), ...]"
+            "says which structures belong together; make them unique, or give pairs: [(initial, relaxed), ...]"
         )
     if len(initial) != len(relaxed):
         raise DataError(
@@ -260,7 +260,7 @@ def _identity(atoms: Atoms, key: str) -> str | None:
 
 
 def _constraints(atoms: Atoms) -> str:
-    # Constraints of other packages may not have ASE's todict; their kind is then all that can be told.
+    # Constraints of other packages may not have ASE's todict; their kind is then all that is known.
     return str(encode([c.todict() if hasattr(c, "todict") else type(c).__name__ for c in atoms.constraints]))
 
 

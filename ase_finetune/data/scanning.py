@@ -1,4 +1,4 @@
-"""One pass over structures as they were read: labels, trajectories, and what a report tells of them."""
+"""One pass over structures as they were read: labels, trajectories, and what a report says about them."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from ase_finetune.graphs.neighbors import FloatArray
 _MUCH_BETTER = 0.5
 # ... and labels and predictions are correlated better than this.
 _STRONG = 0.7
-# Below this correlation labels and predictions are told to disagree.
+# Below this correlation labels and predictions count as disagreeing.
 _WEAK = 0.3
 # So are labels larger than the predictions by this factor.
 _MUCH_LARGER = 10.0

@@ -59,7 +59,7 @@ def _walk(stream: IO[bytes], frames: int | None, what: str) -> None:
             continue
         try:
             atoms = int(header)
-        except ValueError:  # which ASE tells better
+        except ValueError:  # which ASE explains better
             return
         for index in range(atoms + 1):
             if not _line(stream, number + 1 + index, what):

@@ -56,8 +56,8 @@ def finetune(
     Parameters
     ----------
     model
-        A name (``"7net-0"``), a saved folder, a checkpoint, or a :class:`Potential`. It is not changed:
-        training works on a copy.
+        A name (``"7net-0"``), a saved folder, the output folder of a finished run, a checkpoint, or a
+        :class:`Potential`. It is not changed: training works on a copy.
     train
         Frames with energies (eV), forces (eV/Å) and, if there are any, stresses (eV/Å³): a path that ASE
         reads, or a list of ``Atoms``.
@@ -200,7 +200,7 @@ def _report(keeper: RunKeeper, run: Context, stages: Stages, weights: Weights, h
         keeper.write_report(_record(run, stages, weights, history))
     except Exception as error:  # noqa: BLE001
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        run.log(f"note: there is no report ({reason}); the model is in {keeper.best_model}, resume=True tries again")
+        run.log(f"note: there is no report ({reason}); the model is in {keeper.best_model}, a resumed run tries again")
 
 
 def _record(run: Context, stages: Stages, weights: Weights, history: list[dict[str, Any]]) -> RunRecord:

@@ -23,13 +23,13 @@ class Checkpoints:
     ----------
     folder
         Made with the first checkpoint.
-    tell
-        Told of damaged files.
+    log
+        Called with a line about each damaged file.
     """
 
-    def __init__(self, folder: Path, tell: Callable[[str], object]) -> None:
+    def __init__(self, folder: Path, log: Callable[[str], object]) -> None:
         self.folder = folder
-        self._tell = tell
+        self._log = log
         self._last = 0
 
     def write(self, state: State) -> Path:
@@ -64,7 +64,7 @@ class Checkpoints:
                 tensors, values = read_sealed(path, kind=_KIND)
             except CheckpointError as error:
                 damage = str(error)
-                self._tell(f"note: {error}; the checkpoint before it is used")
+                self._log(f"note: {error}; the checkpoint before it is used")
                 continue
             self._last = number
             return State(tensors, values)

@@ -117,16 +117,16 @@ class FinetuneConfig:
         Names of the labels where they are not ASE's.
     drop_outliers
         Leave out training frames whose energy, forces or stress are far from the pretrained model's prediction,
-        compared with the other frames. They are told in any case.
+        compared with the other frames. They are named in the log in any case.
     max_skipped_steps
-        A step whose loss or gradient is not finite is not made, and told; so many of them in a row end the run.
+        A step whose loss or gradient is not finite is skipped and logged; so many of them in a row end the run.
     checkpoint_minutes
         With an output folder, a checkpoint is written after every epoch, and whenever so many minutes have passed.
     report
         With an output folder, write ``report.html`` and its pictures there at the end: what was gained, what was
         forgotten. Up to 200 structures of each set, and up to 100 pairs, are evaluated once more for it.
     loggers
-        Where epochs are told besides ``history.csv``, in the output folder: ``"tensorboard"``, ``"wandb"``
+        Where epochs are logged besides ``history.csv``, in the output folder: ``"tensorboard"``, ``"wandb"``
         (Weights & Biases; with WANDB_MODE=offline without a network).
     seed
         Of shuffling and random draws, and the number of the fold that is held out: seeds 0, 1, 2, ... hold out

@@ -25,7 +25,7 @@ class Context:
     config
         The options.
     log
-        Where the run tells what it does.
+        Of what the run does.
     metadata
         What will be known about the result.
     processes

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ase_finetune.representations import html_table
 
-#: Sets whose errors each epoch reports. Replay tells what is forgotten.
+#: Sets whose errors each epoch reports. Replay shows what is forgotten.
 SETS = ("train", "valid", "replay")
 
 
@@ -76,14 +76,14 @@ class Watcher(Protocol):
         """Called with each row of the history, and before the first epoch of a stage with that of epoch 0."""
 
     def skip(self, rows: int) -> None:
-        """Called when a run goes on, with the number of rows that were told before."""
+        """Called when a run goes on, with the number of rows that were logged before."""
 
     def close(self, failed: bool) -> None:
         """Called when the run has ended, or when this watcher has failed."""
 
 
 class Log:
-    """Lines told to the user and kept for the files.
+    """Lines printed for the user and kept for the files.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class Log:
     def __init__(self, verbose: int = 1) -> None:
         self.verbose = int(verbose)
         self.lines: list[str] = []
-        #: Told of every epoch.
+        #: Get the row of every epoch.
         self.watchers: list[Watcher] = []
 
     def __call__(self, text: str) -> None:
@@ -102,34 +102,34 @@ class Log:
         self._print(text, 1)
 
     def detail(self, text: str) -> None:
-        """Tell what only those who asked for details want to know; it is not kept."""
+        """Print what only those who asked for details want to know; it is not kept."""
         self._print(f"  {text}", 2)
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Tell, as a detail, how long something took."""
+        """Print, as a detail, how long something took."""
         start = time.perf_counter()
         yield
         self.detail(f"{what}: {time.perf_counter() - start:.1f} s")
 
     def epoch(self, row: Mapping[str, Any], columns: Columns, best: bool) -> None:
-        """Tell an epoch, to watchers too."""
+        """Log an epoch, for watchers too."""
         self(epoch_line(row, columns, best))
         for watcher in list(self.watchers):
             try:
                 watcher.epoch(row)
             except Exception as error:  # noqa: BLE001  # what is only shown must not end what was trained for hours
-                self(f"note: {type(watcher).__name__} is not told of further epochs: {error!r}")
+                self(f"note: {type(watcher).__name__} gets no further epochs: {error!r}")
                 self.watchers.remove(watcher)
                 self._close(watcher, failed=True)
 
     def skip(self, rows: int) -> None:
-        """Tell watchers that a run goes on."""
+        """Let watchers know that a run goes on."""
         for watcher in self.watchers:
             watcher.skip(rows)
 
     def end(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Tell watchers that nothing more comes, and whether an error is why; as an exit of a ``with``."""
+        """Let watchers know that nothing more comes, and whether an error is why; as an exit of a ``with``."""
         while self.watchers:
             self._close(self.watchers.pop(), failed=kind is not None)
 
@@ -219,9 +219,10 @@ _COMPARED = (
     ("delta_q_median", "Delta Q, median", 3),
     ("volume_mae", "volume MAE, %", 2),
     ("steps_median", "steps, median", 0),
-    ("right_basin", "in the right basin", 0),
-    ("failed", "relaxations failed", 0),
 )
+
+#: Numbers of relaxations, out of their total.
+_COUNTED = (("right_basin", "in the right basin"), ("failed", "relaxations failed"))
 
 
 def comparison_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -235,4 +236,8 @@ def comparison_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str
             # Errors on the model's own labels start at rounding noise, which is no measure for a change.
             change = f"{100 * (new / old - 1):+8.1f}%" if round(old, digits) else f"{'':>9s}"
             lines.append(f"  {name:12s}{title:24s}{old:10.{digits}f}{new:10.{digits}f}{change}")
+        for count, title in _COUNTED:
+            if hasattr(before[name], count):
+                old, new = (f"{getattr(errors, count)} of {errors.total}" for errors in (before[name], after[name]))
+                lines.append(f"  {name:12s}{title:24s}{old:>10s} {new:>9s}")
     return "\n".join(lines)

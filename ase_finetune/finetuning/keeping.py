@@ -21,7 +21,9 @@ from ase_finetune.finetuning.state import State
 from ase_finetune.finetuning.training import Trainer
 from ase_finetune.parallel import Processes
 from ase_finetune.potentials.base import Potential
+from ase_finetune.potentials.formats import RUN_MODEL
 from ase_finetune.reporting import RunRecord
+from ase_finetune.representations import counted
 
 T = TypeVar("T")
 
@@ -59,7 +61,7 @@ class RunKeeper:
         self._open = ExitStack()
         self._run: Context | None = None
         #: Where the best model is, once an epoch has ended.
-        self.best_model = output / "model"
+        self.best_model = output / RUN_MODEL
 
     def __enter__(self) -> RunKeeper:
         if self._folder is not None:
@@ -91,11 +93,11 @@ class RunKeeper:
         self._run = run
         self._on_first(lambda folder: folder.begin(run.prepared, run.metadata))
         self._open.enter_context(self._signals)
-        told = len(run.log.lines)
+        lines = len(run.log.lines)
         state = self._processes.gather(self._on_first(RunFolder.latest))[0]
         if state is None:
             return None
-        damage = run.log.lines[told:]
+        damage = run.log.lines[lines:]
         try:
             run.metadata["stages"] = list(state.values["stages"])
             run.log.lines[:] = [*map(str, state.values["log"]), *damage]
@@ -181,9 +183,8 @@ class RunKeeper:
 
 
 def _stopped(number: int, trainer: Trainer) -> RunStoppedError:
-    progress = trainer.progress
+    where = f"in epoch {trainer.progress.epoch}, {counted(trainer.progress.steps, 'step')} into it"
     return RunStoppedError(
-        f"stopped by {signal.Signals(number).name} in epoch {progress.epoch}, {progress.steps} steps into it; "
-        "resume=True goes on from there",
+        f"stopped by {signal.Signals(number).name} {where}; resume=True goes on from there",
         number,
     )

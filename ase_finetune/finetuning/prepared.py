@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,12 @@ class Prepared:
         """
         now = _flat(identity)
         before = self._values.setdefault("identity", now)
-        names = [*before, *(name for name in now if name not in before)]
-        changes = [
-            f"{name}: {before.get(name, 'nothing')!r} then, {now.get(name, 'nothing')!r} now"
-            for name in names
-            if before.get(name) != now.get(name)
-        ]
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        changes = [_change(name, before.get(name), now.get(name)) for name in changed if not _follows(name, changed)]
         if changes:
             raise InputError(
-                "this is not the run that was started in the output folder; " + "; ".join(changes) + "; resume it as "
-                "it was, or start anew in another folder"
+                f"this is not the run that was started in the output folder: {'; '.join(changes)}; resume it as it "
+                "was, or start anew in another folder"
             )
 
     def value(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -91,6 +87,42 @@ class Prepared:
             If the file is missing or damaged.
         """
         return cls(*read_sealed(path, kind=_KIND))
+
+
+#: What is known by a hash, which says nothing to a reader.
+_HASHED = {
+    "base_hash": "other model",
+    "base_state": "other constants of the model, such as reference energies",
+    "data.train": "other frames: train",
+    "data.valid": "other frames: valid",
+    "data.replay": "other replay structures",
+    "data.relaxations": "other relaxations: train",
+    "data.valid_relaxations": "other relaxations: valid",
+    "files.fisher": "other content of the file fisher",
+    "files.fisher_anchor": "other content of the file fisher_anchor",
+}
+_WORDS = {"head": "head", "split": "split of the frames", "split_relaxations": "split of the relaxations"}
+
+
+def _follows(name: str, changed: Sequence[str]) -> bool:
+    """Whether a change is only the consequence of another one."""
+    if name == "base_state":  # the hash of all there is
+        return any(other in changed for other in ("base_hash", "head", "config.dtype"))
+    return name.startswith("files.") and name.replace("files.", "config.") in changed
+
+
+def _change(name: str, then: Any, now: Any) -> str:
+    """What is not as it was when the run was started."""
+    if name in _HASHED:
+        given = " (none then)" if then is None else " (none now)" if now is None else ""
+        return _HASHED[name] + given
+    kind, _, option = name.partition("config.")
+    what = _WORDS.get(name, name) if kind else f"option {option}"
+    return f"other {what}: {_shown(then)} then, {_shown(now)} now"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
 
 
 def _flat(content: Mapping[str, Any], start: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ase_finetune.errors import NotFiniteError, TrainingError
 
-#: Skipped steps of an epoch that are told one by one.
+#: Skipped steps of an epoch that are logged one by one.
 _TOLD = 3
 
 
@@ -43,7 +43,7 @@ class Progress:
         """The beginning of the next epoch."""
         return Progress(self.epoch + 1, replayed=self.replayed, skipped_in_a_row=self.skipped_in_a_row)
 
-    def count(self, failures: Sequence[NotFiniteError], most: int, tell: Callable[[str], object]) -> None:
+    def count(self, failures: Sequence[NotFiniteError], most: int, log: Callable[[str], object]) -> None:
         """Count an iteration whose updates failed, or none did: a single bad frame must not end a run.
 
         Raises
@@ -62,8 +62,8 @@ class Progress:
                 f"{failures[0]}; the learning rate may be too large, or labels wrong"
             ) from failures[0]
         if self.skipped <= _TOLD:
-            tell(f"note: step {self.steps + 1} of epoch {self.epoch} was skipped: {failures[0]}")
+            log(f"note: step {self.steps + 1} of epoch {self.epoch} was skipped: {failures[0]}")
 
     def notes(self) -> list[str]:
-        """What has to be told about the epoch."""
+        """What has to be logged about the epoch."""
         return [f"{self.skipped} steps of this epoch were skipped"] if self.skipped > _TOLD else []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,14 @@ from filelock import FileLock, Timeout
 from ase_finetune.errors import CheckpointError, OutputError, OutputExistsError
 from ase_finetune.files import make_folder, remove_parts, to_json, write_text
 from ase_finetune.finetuning.checkpoints import Checkpoints
-from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.finetuning.config import LOGGERS, FinetuneConfig
 from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.prepared import Prepared
 from ase_finetune.finetuning.state import State
 from ase_finetune.finetuning.training import Trainer
 from ase_finetune.potentials import save_potential
 from ase_finetune.potentials.base import Potential
+from ase_finetune.potentials.formats import RUN_FILE, RUN_MODEL
 from ase_finetune.reporting import RECORD_FILE, RunRecord, write_report
 
 _LOCK = ".lock"
@@ -35,7 +39,7 @@ class RunFolder:
     path
         Made if need be; must not hold anything but, with ``resume``, an earlier start of the run.
     log
-        Told of damaged checkpoints.
+        For notes on damaged checkpoints.
     resume
         Go on with the run in the folder, if there is one.
 
@@ -49,26 +53,29 @@ class RunFolder:
 
     def __init__(self, path: Path, log: Log, resume: bool = False) -> None:
         self.path = path
-        self.model, self.last = path / "model", path / "last"
+        self.model, self.last = path / RUN_MODEL, path / "last"
         self._log = log
         self._checkpoints = Checkpoints(path / "checkpoints", log)
         # Two copies: without it nothing can be resumed.
         self._prepared = [path / "checkpoints" / f"prepared-{copy}.safetensors" for copy in (1, 2)]
         if path.exists() and not path.is_dir():
             raise OutputExistsError(f"{path} exists and is not a folder; choose another output folder")
+        self._made = _missing(path)
         make_folder(path)
         self._check_content(resume)  # before anything is written into the folder of somebody else
         self._lock = self._locked(resume)
         try:
             self._check_content(resume)  # and again: another run may have been written meanwhile
         except BaseException:
-            self.close()
+            self._lock.release()
             raise
         for folder in (path, path / "checkpoints"):
             remove_parts(folder)
 
     def close(self) -> None:
-        """Let others write into the folder."""
+        """Let others write into the folder; one in which nothing was begun is as it was before."""
+        if not self.is_started:
+            self._withdraw()
         self._lock.release()
 
     @property
@@ -102,7 +109,7 @@ class RunFolder:
             make_folder(self._prepared[0].parent)
             for file in self._prepared:
                 prepared.write(file)
-        if not (self.path / "run.json").exists():  # those of a finished run hold more
+        if not (self.path / RUN_FILE).exists():  # those of a finished run hold more
             self.write_metadata(metadata)
 
     def latest(self) -> State | None:
@@ -138,15 +145,15 @@ class RunFolder:
 
     def write_log(self, outcome: str) -> None:
         """``log.txt``, with where everything is, and the outcome of the run as its last line."""
-        names = ("model", "last", "report.html", "history.csv", "run.json", "log.txt")
+        names = (RUN_MODEL, self.last.name, "report.html", "history.csv", RUN_FILE, "log.txt")
         there = [name for name in names if (self.path / name).exists() or name == "log.txt"]
-        self._log(f"written to {self.path}: {', '.join(there)}; checkpoints are for resume=True")
+        self._log(f"written to {self.path}: {', '.join(there)}; checkpoints are there to resume the run")
         self._log(outcome)
         self._write_log()
 
     def write_metadata(self, metadata: dict[str, Any]) -> None:
         """``run.json``: what was asked for, on what, with which versions and result."""
-        write_text(self.path / "run.json", to_json(metadata, "the metadata of the run"))
+        write_text(self.path / RUN_FILE, to_json(metadata, "the metadata of the run"))
 
     def _write_history(self, rows: list[dict[str, Any]]) -> None:
         if rows:
@@ -154,6 +161,22 @@ class RunFolder:
 
     def _write_log(self) -> None:
         write_text(self.path / "log.txt", "\n".join(self._log.lines) + "\n")
+
+    def _withdraw(self) -> None:
+        """Remove what a run made that failed before its first step: a folder in the way of the next try.
+
+        Only what has a name of ours, and folders only if nothing is left in them.
+        """
+        # While it is locked: a process that waits for the lock notices that the file is gone, and makes a new one.
+        with contextlib.suppress(OSError):
+            (self.path / _LOCK).unlink(missing_ok=True)
+        for name in LOGGERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.path / "checkpoints").rmdir()
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
     def _locked(self, resume: bool) -> FileLock:
         # Locks of the operating system end with the process that holds them, however it ends.
@@ -189,6 +212,11 @@ class RunFolder:
     @staticmethod
     def _is_empty(folder: Path) -> bool:
         return folder.is_dir() and all(_is_leftover(entry) for entry in folder.iterdir())
+
+
+def _missing(path: Path) -> list[Path]:
+    """What has to be made for a folder to be there, the innermost first."""
+    return list(itertools.takewhile(lambda folder: not folder.exists(), [path, *path.parents]))
 
 
 def _is_leftover(path: Path) -> bool:

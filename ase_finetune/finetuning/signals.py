@@ -50,9 +50,9 @@ class StopSignals:
         self.received = number
         self._restore()
         # A step may take long, and silence asks for a second Ctrl-C. Not by print, which may be at work just now.
-        told = f"\n{signal.Signals(number).name}: stopping after this step, with a checkpoint\n"
+        line = f"\n{signal.Signals(number).name}: stopping after this step, with a checkpoint\n"
         with contextlib.suppress(OSError):
-            os.write(2, told.encode())
+            os.write(2, line.encode())
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -83,7 +83,7 @@ class Stepper:
         return failures
 
     def _update(self, pieces: list[Piece]) -> NotFiniteError | None:
-        """Make a step, or tell why it cannot be made."""
+        """Make a step, or say why it cannot be made."""
         try:
             self._updater.update(pieces)
         except NotFiniteError as error:

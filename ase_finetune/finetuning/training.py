@@ -114,11 +114,6 @@ class Trainer:
         """The best weights so far."""
         return self._selection.best
 
-    @property
-    def columns(self) -> Columns:
-        """What is shown of each epoch."""
-        return replace(self.task.columns, penalty=self.penalty is not None)
-
     def kept(self) -> Kept:
         """What the training ended with, and why."""
         return self._selection.kept([row for row in self.rows if row["stage"] == self.task.name])
@@ -127,6 +122,11 @@ class Trainer:
     def initial(self) -> dict[str, Measured | None]:
         """Errors before the first epoch, on every set; empty until they are known."""
         return self._selection.initial
+
+    @property
+    def columns(self) -> Columns:
+        """What the history keeps and the table of epochs shows."""
+        return replace(self.task.columns, penalty=self.penalty is not None)
 
     def _begin(self) -> None:
         errors = {"train": self.task.untouched, **self._errors(self.potential)}

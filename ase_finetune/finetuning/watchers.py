@@ -1,4 +1,4 @@
-"""Telling epochs to TensorBoard and Weights & Biases, by the loggers made for Lightning Fabric."""
+"""Logging epochs to TensorBoard and Weights & Biases, by the loggers made for Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class FabricWatcher:
-    """Tells the rows of a history to a logger of Fabric.
+    """Sends the rows of a history to a logger of Fabric.
 
     Parameters
     ----------
@@ -32,11 +32,11 @@ class FabricWatcher:
         self._step = 0
 
     def config(self, config: FinetuneConfig) -> None:
-        """Tell the options of the run."""
+        """Log the options of the run."""
         self._logger.log_hyperparams(config.to_dict())
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Tell one row; the step is the epoch, counted on over the stages."""
+        """Log one row; the step is the epoch, counted on over the stages."""
         stage = row["stage"]
         numbers = {
             f"{stage}/{name}": float(value)
@@ -47,7 +47,7 @@ class FabricWatcher:
         self._step += 1
 
     def skip(self, rows: int) -> None:
-        """So many rows were told before the run was interrupted."""
+        """So many rows were logged before the run was interrupted."""
         self._step = rows
 
     def close(self, failed: bool) -> None:
@@ -59,12 +59,12 @@ class FabricWatcher:
 
 
 def build_watchers(config: FinetuneConfig, output: Path | None, log: Log) -> list[Watcher]:
-    """The loggers that the config asks for, and a picture where the run is told in a notebook.
+    """The loggers that the config asks for, and a picture where the run is in a notebook.
 
     Parameters
     ----------
     config
-        The options, which loggers are told.
+        The options, which loggers record too.
     output
         Folder of the run.
     log

@@ -242,7 +242,7 @@ def collate(graphs: Sequence[AtomGraph]) -> AtomGraph:
 
     Returns
     -------
-    One graph, whose ``batch`` tells the structures apart.
+    One graph, whose ``batch`` says to which structure each atom belongs.
 
     Raises
     ------

@@ -88,8 +88,8 @@ def relax(
 
     Returns
     -------
-    One result per structure, in the order given. Structures that explode or do not converge are told
-    there; they never stop the others.
+    One result per structure, in the order given. Structures that explode or do not converge are
+    named there; they never stop the others.
 
     Raises
     ------

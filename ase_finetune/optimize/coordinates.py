@@ -35,7 +35,7 @@ def check_relaxable(atoms: Atoms, index: int, *, cell: bool) -> npt.NDArray[np.b
     InputError
         If a constraint is not supported, or a cell shall relax that has no volume.
     """
-    # A cell that is not finite is a broken structure, which is told when it is evaluated.
+    # A cell that is not finite is a broken structure, which is noticed when it is evaluated.
     if cell and np.isfinite(atoms.cell[:]).all() and not (atoms.pbc.any() and spans_volume(atoms.cell[:])):
         raise InputError(f"structure {index} has no periodic cell with a volume that could relax")
     try:

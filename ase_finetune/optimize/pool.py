@@ -115,13 +115,13 @@ class Pool:
                 self._fail(member, str(error))
         # Large structures first, so that no single one is left over at the end.
         self._waiting.sort(key=lambda member: member.edges)
-        told = 0
+        counted = 0
         with torch.no_grad():
             while self._waiting or self._members:
                 self._step()
-                for _ in range(len(self._results) - told):
+                for _ in range(len(self._results) - counted):
                     on_finished()
-                told = len(self._results)
+                counted = len(self._results)
         return self._results
 
     def _step(self) -> None:

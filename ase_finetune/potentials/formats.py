@@ -20,6 +20,9 @@ from ase_finetune.version import __version__
 CONFIG_FILE = "potential.json"
 FORMAT_VERSION = 2
 
+#: Names in the output folder of a run: where its model is, and what makes it such a folder.
+RUN_MODEL, RUN_FILE = "model", "run.json"
+
 #: Names of weights in all versions: plain ones, so nothing outside the folder is ever read or removed.
 _WEIGHTS = re.compile(r"weights(-[0-9a-f]{12})?\.safetensors")
 _PARTS = re.compile(r"\.(potential\.json|weights(-[0-9a-f]{12})?\.safetensors)\.[0-9a-f]{12}\.part")
@@ -40,6 +43,36 @@ _DTYPES = ("float32", "float64")
 def weights_name(digest: str) -> str:
     """Name of the file whose content has this SHA-256."""
     return f"weights-{digest[:12]}.safetensors"
+
+
+def find_saved(path: Path) -> Path | None:
+    """The folder of a saved potential.
+
+    Parameters
+    ----------
+    path
+        That folder itself, or the output folder of a run, whose model is in a folder of its own.
+
+    Returns
+    -------
+    ``None`` if ``path`` is neither.
+
+    Raises
+    ------
+    CheckpointError
+        If the run has not ended, so that its model is not the final one.
+    """
+    if (path / CONFIG_FILE).is_file():
+        return path
+    model = path / RUN_MODEL
+    has_model = (model / CONFIG_FILE).is_file()
+    if not (path / RUN_FILE).is_file():
+        return model if has_model else None
+    # The errors of the result are entered when a run ends.
+    if has_model and "errors" in read_description(model / CONFIG_FILE)["metadata"]:
+        return model
+    so_far = f"; its best model so far is {model}" if has_model else ""
+    raise CheckpointError(f"the run in {path} has not ended: go on with it by resume=True{so_far}")
 
 
 def is_weights(path: Path) -> bool:

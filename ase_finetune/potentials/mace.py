@@ -22,7 +22,7 @@ from ase_finetune.potentials.imports import LOAD_ERRORS, import_backend, unchang
 from ase_finetune.potentials.mace_architecture import INSTALL, build, describe
 from ase_finetune.potentials.torch_files import write_torch_file
 
-#: What models with embeddings of the whole structure are told, the defaults of MACECalculator:
+#: What models with embeddings of the whole structure get, the defaults of MACECalculator:
 #: neutral, spin multiplicity 1.
 _STRUCTURE_FEATURES = {"total_charge": 0.0, "total_spin": 1.0}
 

@@ -90,20 +90,20 @@ class EdgeBudget:
     ----------
     edges
         The bound.
-    tell
-        Told when memory runs out for the first time.
+    log
+        Called with a line when memory runs out for the first time.
     """
 
     edges: int
-    tell: Callable[[str], object] | None = None
-    _told: bool = field(default=False, repr=False)
+    log: Callable[[str], object] | None = None
+    _logged: bool = field(default=False, repr=False)
 
     def lower(self, edges: int) -> None:
         """Memory ran out with so many edges at once; pieces are to have half of them at most."""
         self.edges = max(1, min(self.edges, edges // 2))
-        if self.tell is not None and not self._told:
-            self._told = True
-            self.tell(
+        if self.log is not None and not self._logged:
+            self._logged = True
+            self.log(
                 f"note: memory ran out with {edges} edges at once; batches are worked off in pieces of at most "
                 f"{self.edges} edges (max_edges) from here on, with the same results"
             )
@@ -153,7 +153,7 @@ def probe_edges(potential: Potential, graph: AtomGraph, loss: Callable[[AtomGrap
 def peak_memory(device: torch.device) -> float:
     """The most memory in GB that was used so far: of the GPU by this process, or else by the process as a whole.
 
-    NaN where the system does not tell.
+    NaN where the system does not report it.
     """
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device)) / 1e9

@@ -25,7 +25,7 @@ from ase_finetune.errors import (
 from ase_finetune.potentials import downloads
 from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.catalog import CATALOG, Availability, ModelInfo
-from ase_finetune.potentials.formats import CONFIG_FILE
+from ase_finetune.potentials.formats import CONFIG_FILE, find_saved
 from ase_finetune.potentials.imports import ONE_AT_A_TIME
 from ase_finetune.potentials.mace import MACEPotential
 from ase_finetune.potentials.sevennet import SevenNetPotential
@@ -102,9 +102,9 @@ def load_potential(
     Parameters
     ----------
     model
-        A name of :func:`list_models`; a folder written by :func:`save_potential`; a SevenNet
-        checkpoint (``.pth``); a MACE model (``.model``); or a potential, which is used as it is.
-        A folder without ``potential.json`` does not hide the model of the same name.
+        A name of :func:`list_models`; a folder written by :func:`save_potential`; the output folder of a
+        finished run; a SevenNet checkpoint (``.pth``); a MACE model (``.model``); or a potential, which is
+        used as it is. A folder without ``potential.json`` does not hide the model of the same name.
     head
         Head or modality of a model with several.
     device
@@ -128,7 +128,8 @@ def load_potential(
     ModelNotAvailableError
         If a known model's file is not here and cannot be downloaded.
     CheckpointError
-        If a file is damaged or of an unknown kind; ``UntrustedFileError`` if it needs ``trust_pickle``.
+        If a file is damaged or of an unknown kind, or a run has not ended; ``UntrustedFileError`` if a file
+        needs ``trust_pickle``.
     InputError
         If ``head`` does not fit the model.
     """
@@ -153,15 +154,17 @@ def find_model(name: str) -> ModelInfo | None:
 def _load(model: str | os.PathLike[str], head: str | None, trust_pickle: bool) -> tuple[Potential, dict[str, Any]]:
     path = Path(model).expanduser()
     info = find_model(model) if isinstance(model, str) else None
-    if (path / CONFIG_FILE).is_file():
-        return load_potential_dir(path, head=head)
-    # Only something spelled as a path hides a known name.
-    if path.is_file() and (info is None or len(path.parts) > 1 or path.suffix):
+    # Only a saved potential, or something spelled as a path, hides a known name.
+    is_path = info is None or len(path.parts) > 1 or bool(path.suffix)
+    saved = find_saved(path) if is_path or (path / CONFIG_FILE).is_file() else None
+    if saved is not None:
+        return load_potential_dir(saved, head=head)
+    if is_path and path.is_file():
         return _load_file(path, head, trust_pickle), {"model": str(path)}
     if info is not None:
         return _load_named(info, head, trust_pickle), {"model": info.name}
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder without {CONFIG_FILE}: not a saved potential")
+        raise CheckpointError(f"{path} is a folder without {CONFIG_FILE}: neither a saved potential nor a finished run")
     raise UnknownModelError(f"there is no file and no pretrained model called {str(model)!r}{_suggestion(str(model))}")
 
 

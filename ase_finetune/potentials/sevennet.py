@@ -26,7 +26,7 @@ from ase_finetune.potentials.torch_files import load_torch_file, write_torch_fil
 
 _INSTALL = "'ase_finetune[sevenn]'"
 
-#: Config entries of a checkpoint that describe the model; the rest tells how somebody trained it
+#: Config entries of a checkpoint that describe the model; the rest says how somebody trained it
 #: (paths, devices, schedules) and is not copied into saved files.
 _MODEL_KEYS = """
     version _model_type chemical_species _number_of_species _type_map _chemical_species_by_atomic_number

@@ -149,7 +149,7 @@ def rollout(
     Returns
     -------
     The end of each structure. Those that explode, or do not converge where a fixed point is needed, are
-    left out and told in ``failed``.
+    left out and named in ``failed``.
 
     Raises
     ------

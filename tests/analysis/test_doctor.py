@@ -219,7 +219,7 @@ def test_nothing_kills_the_doctor(monkeypatch, broken):
     monkeypatch.setattr(MODULE, "run_trials", lambda *_, **__: [])
     monkeypatch.setattr(MODULE, broken, fail)
     report = doctor()
-    assert "cannot be told: RuntimeError: CUDA error: unknown" in str(report)
+    assert "cannot be determined: RuntimeError: CUDA error: unknown" in str(report)
 
 
 def test_metadata_without_a_version(monkeypatch):

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from dataclasses import fields
 
 import pytest
 import yaml
-from ase.io import write
+from ase.io import read, write
 
 from ase_finetune import FinetuneConfig, finetune
 from ase_finetune.cli import build_parser, fitting, main
@@ -103,11 +104,26 @@ def test_a_stopped_fit_is_resumed(folder, capsys, monkeypatch):
     monkeypatch.setattr(RunKeeper, "after_step", after_step)
     assert fit(folder, "--epochs", "1", "--quiet") == 128 + 15
     told = capsys.readouterr()
-    assert "stopped by SIGTERM in epoch 1, 1 steps into it; the same command with --resume goes on" in told.err
+    assert "stopped by SIGTERM in epoch 1, 1 step into it; the same command with --resume goes on" in told.err
     assert "Traceback" not in told.err
     monkeypatch.undo()
     assert fit(folder, "--epochs", "1", "--quiet", "--resume") == 0
     assert json.loads((folder / "run" / "run.json").read_text())["errors"]["best_epoch"] in (0, 1)
+
+
+def test_no_line_speaks_of_python(folder, capsys, monkeypatch):
+    """Log lines are for scripts and the command line alike: they say what to do, in the syntax of neither."""
+    monkeypatch.setattr(RunKeeper, "write_report", lambda *_: 1 / 0)
+    atoms = read(folder / "train.extxyz", ":")
+    for frame in atoms:
+        frame.info["dft_energy"] = frame.get_potential_energy()
+        frame.calc.results.pop("energy")
+    write(folder / "train.extxyz", atoms)
+    assert fit(folder, "--epochs", "1", report=True) == 0
+    told = capsys.readouterr().out + (folder / "run" / "log.txt").read_text()
+    for line in ("there is no report", "checkpoints are there to resume", "the option energy_key takes one"):
+        assert line in told
+    assert not re.search(r"\w=(True|False|None|\.\.\.)", told)
 
 
 def test_interrupted_before_training(folder, capsys, monkeypatch):

@@ -13,6 +13,7 @@ from ase_finetune.analysis import evaluate_calculator
 from ase_finetune.cli import main, managing
 from ase_finetune.data import read_frames
 from ase_finetune.errors import InputError, RunStoppedError
+from ase_finetune.potentials import save_potential
 from ase_finetune.version import __version__
 from tests import morse
 from tests.cli.running import fit
@@ -49,6 +50,41 @@ def test_export(folder, capsys):
 
 
 @pytest.mark.parametrize(
+    ("backend", "head", "versions", "last"),
+    [
+        ("sevenn", None, ("0.13.0", "0.5.6"), "sevenn get_model 'my runs/a.pth' -o a"),
+        ("sevenn", "mpa", ("0.13.0", "0.5.6"), "sevenn get_model 'my runs/a.pth' -o a --modal mpa"),
+        (
+            "sevenn",
+            None,
+            ("0.10.4", "0.4.4"),
+            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 sevenn_get_model 'my runs/a.pth' -o a",
+        ),
+        ("mace", "pbe", ("", ""), "mace_create_lammps_model 'my runs/a.pth' --head pbe"),
+        ("morse", None, ("", ""), None),
+    ],
+)
+def test_what_comes_after_an_export(monkeypatch, backend, head, versions, last):
+    installed = dict(zip(("sevenn", "e3nn"), versions, strict=True))
+    monkeypatch.setattr(managing, "installed_version", installed.get)
+    lines = managing.next_steps(backend, "my runs/a.pth", head)
+    assert lines[-1:] == ([] if last is None else [f"for LAMMPS: {last}"])
+
+
+@pytest.mark.sevenn
+def test_export_of_sevennet_ends_with_the_next_command(tiny_sevennet, tmp_path, capsys):
+    save_potential(tiny_sevennet(), tmp_path / "model")
+    path = tmp_path / "mine.pth"
+    assert main(["export", str(tmp_path / "model"), str(path), "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"written to {path}\n"
+    in_ase, for_lammps = captured.err.splitlines()
+    assert in_ase == f"in ASE: SevenNetCalculator({str(path)!r})"
+    assert for_lammps.startswith("for LAMMPS: ")
+    assert for_lammps.endswith(f"get_model {path} -o mine")
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["evaluate", "7net_00", "x.extxyz"], "did you mean 7net-0"),
@@ -59,7 +95,7 @@ def test_export(folder, capsys):
         (["fit", "{folder}/model", "{folder}/replay.extxyz", "--output", "{folder}/run"], "the keys seen are"),
         (["fit", "{folder}/model", "x", "--output", "{folder}/run", "--epochs", "0"], "epochs must be positive"),
         (["fit", "{folder}/model", "x", "--output", "{folder}/run", "--ewc_lambda", "-1"], "ewc_lambda must be"),
-        (["export", "{folder}", "x.pth"], "is the folder of a run; did you mean {folder}/model?"),
+        (["export", "{folder}/none", "x.pth"], "there is no file and no pretrained model called"),
     ],
 )
 def test_an_error_is_one_line(folder, capsys, arguments, message):

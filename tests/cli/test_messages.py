@@ -5,6 +5,7 @@ import pytest
 from ase_finetune.cli import main
 from ase_finetune.cli.messages import for_command_line
 from ase_finetune.errors import InputError
+from tests.cli import running
 
 OPTIONS = ("energy_key", "method", "reference", "loss", "output", "relaxations", "stream", "pressure")
 
@@ -48,9 +49,20 @@ def test_files_that_cannot_be_read(folder, capsys, verb, source, message):
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "fit", "fisher"])
-def test_the_folder_of_a_run_is_no_model(folder, capsys, verb):
-    """The fixture looks like one: its model is in a folder of that name."""
+def test_a_run_that_has_not_ended_is_no_model(folder, capsys, verb):
+    (folder / "run.json").write_text("{}")
     words = {"fisher": []}.get(verb, [str(folder / "train.extxyz")])
     output = [] if verb == "evaluate" else ["--output", str(folder / "o.safetensors")]
-    assert main([verb, str(folder), *words, *output]) == 1
-    assert f"is the folder of a run; did you mean {folder / 'model'}?" in capsys.readouterr().err
+    assert main([verb, str(folder), *words, *output, "--device", "cpu"]) == 1
+    expected = f"error: the run in {folder} has not ended: go on with it by --resume; its best model so far is"
+    assert f"{expected} {folder / 'model'}\n" in capsys.readouterr().err
+
+
+def test_the_output_folder_of_a_fit_is_a_model(folder, capsys):
+    assert running.fit(folder, "--epochs", "1", output="first") == 0
+    capsys.readouterr()
+    shown = []
+    for model in ("first", "first/model"):
+        assert main(["evaluate", str(folder / model), str(folder / "valid.extxyz"), "--device", "cpu"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]

@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -23,7 +24,14 @@ from filelock import FileLock
 
 from ase_finetune import FinetunedCalculator, finetune
 from ase_finetune.continual import gaussian_fisher, save_fisher, trust_region
-from ase_finetune.errors import CheckpointError, InputError, OutputError, OutputExistsError, RunStoppedError
+from ase_finetune.errors import (
+    CheckpointError,
+    FinetuneError,
+    InputError,
+    OutputError,
+    OutputExistsError,
+    RunStoppedError,
+)
 from ase_finetune.files import read_sealed, write_sealed
 from ase_finetune.finetuning import keeping, run_folder
 from ase_finetune.finetuning.keeping import RunKeeper
@@ -89,8 +97,8 @@ def stop_at(monkeypatch):
     monkeypatch.undo()
 
 
-def run(output=None, *, train=TRAIN, valid=VALID, **options):
-    return finetune(morse.pretrained(), train, valid, replay=OLD, output=output, **(COMMON | options))
+def run(output=None, *, train=TRAIN, valid=VALID, replay=OLD, **options):
+    return finetune(morse.pretrained(), train, valid, replay=replay, output=output, **(COMMON | options))
 
 
 def outcome(calculator, output):
@@ -123,7 +131,7 @@ def test_stopped_after_every_step(name, tmp_path, stop_at):
     for number in STOPS.get(name, (1, 4, 6, 12)):
         output = tmp_path / f"stopped{number}"
         stop_at(number)
-        with pytest.raises(RunStoppedError, match=r"^stopped by SIGTERM in epoch \d, \d steps into it; resume=True"):
+        with pytest.raises(RunStoppedError, match=r"^stopped by SIGTERM in epoch \d, \d steps? into it; resume=True"):
             run(output, **options)
         assert outcome(run(output, resume=True, **options), output) == expected, number
         shutil.rmtree(output)
@@ -224,14 +232,22 @@ def test_killed_before_the_first_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
+        ({"replay": OLD[:-1]}, ["folder: other replay structures; resume"]),
+        ({"dtype": "float64"}, ["folder: other option dtype: float32 then, float64 now; resume"]),
         (
             {"learning_rate": 0.5, "loss": {"forces_weight": 2.0}},
-            ["learning_rate: 0.02 then, 0.5 now", "config.loss.forces"],
+            ["other option learning_rate: 0.02 then, 0.5 now", "; other option loss.forces_weight: 1.0 then, 2.0 now"],
         ),
-        ({"train": TRAIN[:-1]}, ["data.train: "]),
-        ({"valid": VALID[:-1]}, ["data.valid: "]),
-        ({"valid": None}, ["data.valid: ", "'nothing' now", "split: 'validation frames given' then"]),
-        ({"freeze": ["shift"], "seed": 3}, ["config.freeze: [] then, ['shift'] now; config.seed: 0 then, 3 now"]),
+        ({"train": TRAIN[:-1]}, ["folder: other frames: train; resume"]),
+        ({"valid": VALID[:-1]}, ["folder: other frames: valid; resume"]),
+        (
+            {"valid": None},
+            ["other frames: valid (none now)", "other split of the frames: validation frames given then, no valid"],
+        ),
+        (
+            {"freeze": ["shift"], "seed": 3},
+            ["other option freeze: [] then, ['shift'] now; other option seed: 0 then, 3 now"],
+        ),
     ],
 )
 def test_another_run_is_not_resumed(tmp_path, stop_at, options, named):
@@ -242,15 +258,27 @@ def test_another_run_is_not_resumed(tmp_path, stop_at, options, named):
         run(tmp_path / "run", resume=True, **options)
     for part in named:
         assert part in str(caught.value)
+    assert not re.search("[0-9a-f]{32}", str(caught.value))  # hashes say nothing to a reader
     run(tmp_path / "run", resume=True, num_workers=0, checkpoint_minutes=0.01, device="auto")
 
 
 def test_another_model_is_not_resumed(tmp_path):
     run(tmp_path / "run", epochs=1)
-    with pytest.raises(InputError, match=r"base_hash: '\w+' then, '\w+' now"):
+    with pytest.raises(InputError, match="folder: other model; resume it as it was"):
         finetune(
             morse.truth(), TRAIN, VALID, replay=OLD, output=tmp_path / "run", resume=True, **(COMMON | {"epochs": 1})
         )
+
+
+def test_other_relaxations_are_not_resumed(tmp_path):
+    options = {k: v for k, v in METHODS["relaxations"].items() if k != "relaxations"} | {
+        "train": None,
+        "valid": None,
+        "valid_relaxations": PAIRS[3:],
+    }
+    run(tmp_path / "run", **options, relaxations=PAIRS[:3])
+    with pytest.raises(InputError, match="folder: other relaxations: train; resume"):
+        run(tmp_path / "run", resume=True, **options, relaxations=PAIRS[:2])
 
 
 def damaged(path, how):
@@ -323,6 +351,56 @@ def test_a_folder_of_checkpoints_is_not_yet_a_run(tmp_path):
     run(tmp_path, epochs=1)
 
 
+def unknown_element():
+    frames = morse.labelled(morse.silicon(4, 1))
+    frames[2].numbers[0] = 92
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"train": "none.extxyz"}, "there is no file"),
+        ({"train": unknown_element()}, "frame 2 of train"),
+        ({"replay": "none.extxyz"}, "there is no file"),
+        ({"fisher": "none.safetensors"}, "none.safetensors"),
+        ({"freeze": ["no such parameter"]}, "no such parameter"),
+    ],
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_fails_before_its_first_step_leaves_nothing(tmp_path, options, error, resume):
+    for output in (tmp_path / "deep" / "down" / "run", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(FinetuneError, match=error):
+            run(output, resume=resume, **options)
+        assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+        assert list((tmp_path / "empty").iterdir()) == []
+    run(tmp_path / "empty", epochs=1)
+
+
+def test_what_others_put_beside_a_run_that_fails_stays(tmp_path, monkeypatch):
+    def other(*_):
+        (tmp_path / "runs" / "one" / "notes.txt").write_text("mine")
+        raise InputError("no")
+
+    monkeypatch.setattr("ase_finetune.finetuning.api.prepare", other)
+    with pytest.raises(InputError, match="no"):
+        run(tmp_path / "runs" / "one")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["notes.txt"]
+
+
+def test_a_failure_after_the_first_step_removes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("ase_finetune.finetuning.training.Trainer._epoch", lambda _: (_ for _ in ()).throw(KeyError()))
+    with pytest.raises(KeyError):
+        run(tmp_path / "run")
+    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == ["checkpoint-000001.safetensors", "prepared-1.safetensors", "prepared-2.safetensors"]
+    monkeypatch.undo()
+    assert outcome(run(tmp_path / "run", resume=True), tmp_path / "run") == outcome(
+        run(tmp_path / "whole"), tmp_path / "whole"
+    )
+
+
 def test_a_start_that_is_refused_removes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "_PATIENCE", 0.1)
     run(tmp_path / "run", epochs=1)
@@ -354,7 +432,7 @@ def test_another_fisher_file_is_not_resumed(tmp_path):
     run(tmp_path / "run", **options)
     run(tmp_path / "run", resume=True, **options)
     shutil.copy(tmp_path / "two", tmp_path / "fisher.safetensors")
-    with pytest.raises(InputError, match=r"files.fisher: '\w+' then, '\w+' now"):
+    with pytest.raises(InputError, match="folder: other content of the file fisher; resume"):
         run(tmp_path / "run", resume=True, **options)
 
 
@@ -366,7 +444,7 @@ def test_other_reference_energies_of_the_model_are_not_resumed(tiny_mace, tmp_pa
     options = COMMON | {"epochs": 1, "replay": OLD[:4], "method": "naive", "output": tmp_path / "run"}
     finetune(potential, TRAIN[:3], None, **options)
     potential.shift_energies({14: 5.0})
-    with pytest.raises(InputError, match=r"base_state: '\w+' then, '\w+' now"):
+    with pytest.raises(InputError, match="folder: other constants of the model, such as reference energies; resume"):
         finetune(potential, TRAIN[:3], None, resume=True, **options)
 
 
@@ -455,6 +533,44 @@ def test_signals_stop_a_run(tmp_path, stop_at, name):
         run(tmp_path / "run")
     assert caught.value.signal_number == number
     assert signal.getsignal(number) is before
+
+
+SCRIPT = """
+import os, signal, sys
+from ase_finetune import finetune
+from ase_finetune.finetuning.history import Log
+from tests import morse
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+original = Log.epoch
+
+def epoch(self, *arguments, **options):
+    original(self, *arguments, **options)
+    os.kill(os.getpid(), signal.SIGINT)
+
+Log.epoch = epoch
+output = sys.argv[1] or None
+frames, options = morse.labelled(morse.silicon(4, 1)), {"method": "naive", "replay": None, "device": "cpu"}
+finetune(morse.pretrained(), frames, output=output, **options)
+"""
+
+
+@pytest.mark.parametrize("output", ["run", ""])
+def test_how_a_script_ends_that_is_interrupted(tmp_path, output):
+    """With a folder in one line that says how to go on; else as Python ends it, with nothing nested."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", SCRIPT, output]
+    done = subprocess.run(  # noqa: S603  # our own script
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    lines = done.stderr.strip().splitlines()
+    if output:
+        assert lines[-1] == "stopped by SIGINT in epoch 1, 0 steps into it; resume=True goes on from there"
+        assert lines[:-1] == ["SIGINT: stopping after this step, with a checkpoint"]
+    else:
+        assert lines[-1] == "KeyboardInterrupt"
+        assert done.stderr.count("Traceback") == 1
 
 
 def test_a_signal_that_comes_too_late_is_not_lost(tmp_path, monkeypatch):

@@ -75,6 +75,14 @@ def test_loggers_that_are_not_installed(tmp_path, monkeypatch):
         finetune(morse.pretrained(), TRAIN, VALID, output=tmp_path, loggers=["wandb"], verbose=False, **OPTIONS)
 
 
+def test_a_run_that_fails_before_its_first_step_leaves_no_logs(tmp_path):
+    pytest.importorskip("tensorboard")
+    options = OPTIONS | {"loggers": ["tensorboard"], "verbose": False}
+    with pytest.raises(InputError, match="there is no file"):
+        finetune(morse.pretrained(), "none.extxyz", output=tmp_path / "run", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_loggers_need_a_folder():
     with pytest.raises(InputError, match="give output=folder"):
         finetune(morse.pretrained(), TRAIN, VALID, loggers=["tensorboard"], verbose=False, **OPTIONS)
@@ -112,5 +120,5 @@ def test_a_watcher_that_fails_does_not_end_the_run(capsys, monkeypatch):
     calc = finetune(morse.pretrained(), TRAIN, VALID, **OPTIONS)
     assert len(calc.history) == 3
     told = capsys.readouterr().out
-    assert told.count("note: Broken is not told of further epochs: RuntimeError('no display')") == 1
+    assert told.count("note: Broken gets no further epochs: RuntimeError('no display')") == 1
     assert told.count("note: Broken could not be closed: RuntimeError('not closed')") == 1

@@ -207,6 +207,27 @@ def test_folder_named_as_a_model(tmp_path, monkeypatch):
     assert load_potential("7net-0")[0].numbers == (8,)
 
 
+def test_output_folder_of_a_run(tmp_path, monkeypatch):
+    """As a run leaves it: ``run.json`` from its first step on, the errors of the result once it has ended."""
+    run = tmp_path / "first"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"^the run in .*first has not ended: go on with it by resume=True$"):
+        load_potential(run)
+    save_potential(MorsePotential([8]), run / "model", metadata={"stages": []})
+    with pytest.raises(CheckpointError, match=r"has not ended.*; its best model so far is .*first.model$"):
+        load_potential(run)
+    save_potential(MorsePotential([8]), run / "model", metadata={"stages": [1], "errors": {}}, overwrite=True)
+    loaded, metadata = load_potential(run)
+    assert (loaded.numbers, metadata) == ((8,), {"stages": [1], "errors": {}})
+    # A run that is called as a pretrained model does not hide that.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_load_named", lambda *_: MorsePotential([1]))
+    run.rename(tmp_path / "7net-0")
+    assert load_potential("7net-0")[0].numbers == (1,)
+    assert load_potential(tmp_path / "7net-0")[0].numbers == (8,)
+
+
 @pytest.mark.sevenn
 def test_sevennet_checkpoint(tiny_sevennet, tmp_path):
     tiny_sevennet().save_native(tmp_path / "own.pth")

@@ -50,7 +50,7 @@ def validate(
     Parameters
     ----------
     calc
-        Any ASE calculator. float64 is recommended: what its numerical noise hides is told.
+        Any ASE calculator. float64 is recommended: what its numerical noise hides is said.
     structures
         Crystals (or molecules, of which less can be checked), or a file of some: best those that you know. ``None``
         takes the elements as crystals, which a fine-tuned calculator has met in training, three at most.
@@ -141,7 +141,7 @@ def _attempt(check: str, structure: str, work: Callable[[], Findings], strict: b
         return CheckResult(check, structure, seconds=time.perf_counter() - start, **values)
 
     try:
-        with np.errstate(all="ignore"):  # what is not finite is told as that
+        with np.errstate(all="ignore"):  # what is not finite is reported as that
             findings = work()
     except BackendNotInstalledError as error:
         if strict:
@@ -153,7 +153,7 @@ def _attempt(check: str, structure: str, work: Callable[[], Findings], strict: b
         return result(failure=str(error))
     except (ArithmeticError, np.linalg.LinAlgError) as error:  # of numbers that are zero, huge or not finite
         return result(failure=f"{type(error).__name__}: {error}")
-    return result(quantities=findings.quantities, note=findings.note)
+    return result(quantities=findings.quantities, note=findings.note, normal=findings.normal)
 
 
 def _try(calc: Calculator, structures: Sequence[tuple[str, Atoms]], elements: Sequence[str]) -> None:
@@ -163,7 +163,7 @@ def _try(calc: Calculator, structures: Sequence[tuple[str, Atoms]], elements: Se
     for name, atoms in [*structures, *alone]:
         copy = attached(atoms, calc)
         try:
-            with np.errstate(all="ignore"):  # numbers that are not finite are for the checks to tell
+            with np.errstate(all="ignore"):  # numbers that are not finite are for the checks to report
                 copy.get_potential_energy()
         except (InputError, NotImplementedError, KeyError, CalculatorSetupError) as error:
             raise InputError(f"{name} cannot be evaluated by {type(calc).__name__}: {error}") from error

@@ -25,7 +25,7 @@ class Vacancy:
     """One atom of each element taken out of a supercell, and the rest relaxed in the cell of the perfect crystal.
 
     In a crystal of one element the formation energy is E(N-1) - (N-1)/N E(N). In a compound it depends on where the
-    atom goes, so the Schottky energy is told instead: one formula unit, v_i atoms of each element, leaves the
+    atom goes, so the Schottky energy is given instead: one formula unit, v_i atoms of each element, leaves the
     crystal for its surface, sum_i v_i [E(N-1, i) - E(N)] + E(formula unit), all vacancies neutral and far apart.
 
     Parameters

@@ -27,8 +27,8 @@ class Diffusion:
     """Self-diffusion coefficients of a run in the canonical ensemble, by ASE's :class:`DiffusionCoefficient`.
 
     The mean squared displacement of each element is 6 D t. The run is cut into segments after its first fifth; the
-    scatter of their slopes tells what the mean is worth, and a coefficient that is too small for the length of the
-    run is told as not resolved.
+    scatter of their slopes says what the mean is worth, and a coefficient that is too small for the length of the
+    run is reported as not resolved.
 
     Parameters
     ----------
@@ -117,10 +117,10 @@ class Diffusion:
         for symbol, slopes in zip(fit.types_of_atoms, np.asarray(fit.slopes).mean(axis=2), strict=True):
             values = slopes * 1e3 * units.fs * _CM2_PER_S
             error = values.std(ddof=1) / np.sqrt(len(values))
-            lost = f"not resolved: a run of this length cannot tell less than {least:.1g} cm²/s from vibration"
+            lost = f"not resolved: a run of this length cannot distinguish less than {least:.1g} cm²/s from vibration"
             resolved = values.mean() > max(least, 2 * error)
             found += [
-                Quantity(f"D({symbol})", float(values.mean()), "cm²/s", "told", "" if resolved else lost),
+                Quantity(f"D({symbol})", float(values.mean()), "cm²/s", "not judged", "" if resolved else lost),
                 Quantity(f"D({symbol}), standard error", float(error), "cm²/s"),
             ]
         return found

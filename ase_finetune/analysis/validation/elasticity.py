@@ -53,7 +53,7 @@ class ElasticConstants:
         bulk, shear = hill(constants) if eigenvalues[0] > 0 else (np.nan, np.nan)
         found = [
             *(Quantity(name, value, "GPa") for name, value in named_constants(constants)),
-            *_others_told(constants),
+            *_others(constants),
             Quantity("bulk modulus (Hill)", bulk, "GPa"),
             Quantity("shear modulus (Hill)", shear, "GPa"),
             judged("smallest eigenvalue", float(eigenvalues[0]), "GPa", failed=unstable),
@@ -123,30 +123,30 @@ def hill(constants: Array) -> tuple[float, float]:
     return float(bulk_voigt + bulk_reuss) / 2, float(shear_voigt + shear_reuss) / 2
 
 
-#: Constants that are told: the rest is zero in orthorhombic and higher classes.
-_TOLD = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2), (3, 3), (4, 4), (5, 5))
+#: Constants that are listed: the rest is zero in orthorhombic and higher classes.
+_LISTED = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2), (3, 3), (4, 4), (5, 5))
 
 
 def named_constants(constants: Array) -> list[tuple[str, float]]:
-    """C11, C22, ... C66; three that are equal, as in cubic crystals, are told once, as their mean."""
-    values = [float(constants[i, j]) for i, j in _TOLD]
+    """C11, C22, ... C66; three that are equal, as in cubic crystals, are listed once, as their mean."""
+    values = [float(constants[i, j]) for i, j in _LISTED]
     scale = np.abs(constants).max()
     groups = [values[0:3], values[3:6], values[6:9]]
     if all(np.ptp(group) < 0.02 * scale for group in groups):
         return [(name, float(np.mean(group))) for name, group in zip(("C11", "C12", "C44"), groups, strict=True)]
-    return [(f"C{i + 1}{j + 1}", value) for (i, j), value in zip(_TOLD, values, strict=True)]
+    return [(f"C{i + 1}{j + 1}", value) for (i, j), value in zip(_LISTED, values, strict=True)]
 
 
-def _others_told(constants: Array) -> list[Quantity]:
+def _others(constants: Array) -> list[Quantity]:
     """The largest of the constants without a line of their own, if it is more than 2 % of the largest of all."""
     rest = np.triu(constants)
-    for place in _TOLD:
+    for place in _LISTED:
         rest[place] = 0.0
     i, j = (int(k) for k in np.unravel_index(np.argmax(np.abs(rest)), rest.shape))
     if abs(rest[i, j]) <= 0.02 * np.abs(constants).max():
         return []
     why = "not zero: these axes are not those of the crystal's symmetry, or that is low; moduli hold in any axes"
-    return [Quantity(f"C{i + 1}{j + 1}, largest of the others", float(rest[i, j]), "GPa", "told", why)]
+    return [Quantity(f"C{i + 1}{j + 1}, largest of the others", float(rest[i, j]), "GPa", "not judged", why)]
 
 
 def _bulk_moduli_compared(material: Material, constants: Array) -> list[Quantity]:

@@ -35,7 +35,7 @@ class Phonons:
     displacement
         Å.
     tolerance
-        Imaginary frequencies (THz) that are told as suspicious only.
+        Imaginary frequencies (THz) that are no more than suspicious.
     most
         Displaced supercells that are evaluated, at most.
     """
@@ -119,7 +119,7 @@ class Phonons:
 
     def _stable(self, name: str, frequency: float, noise: float) -> Quantity:
         limit = -max(self.tolerance, 2 * noise)
-        imaginary = "imaginary (told as negative): atoms leave their places"
+        imaginary = "imaginary (shown as negative): atoms leave their places"
         return judged(
             name,
             round(float(frequency), 4),

@@ -1,4 +1,4 @@
-"""The structure under test: at its own minimum of the potential, and told how precise that potential is."""
+"""The structure under test: at its own minimum of the potential, with how precise that potential is."""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-#: ``"told"`` is a number without a judgement.
-Verdict = Literal["ok", "suspicious", "failed", "told"]
+#: ``"not judged"`` is a number without a judgement.
+Verdict = Literal["ok", "suspicious", "failed", "not judged"]
 
 #: How grave a verdict is.
-GRAVITY: dict[Verdict, int] = {"told": 0, "ok": 1, "suspicious": 2, "failed": 3}
+GRAVITY: dict[Verdict, int] = {"not judged": 0, "ok": 1, "suspicious": 2, "failed": 3}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Quantity:
     name, unit
         ``"bulk modulus"``, ``"GPa"``.
     value
-        NaN where it could not be had; ``why`` then tells.
+        NaN where it could not be had; ``why`` then says why.
     verdict
         What to think of it.
     why
@@ -34,16 +34,17 @@ class Quantity:
     name: str
     value: float
     unit: str
-    verdict: Verdict = "told"
+    verdict: Verdict = "not judged"
     why: str = ""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Quantities, and what a reader has to know about how they came about."""
+    """Quantities, what a reader has to know about how they came about, and what is normal, where that is a question."""
 
     quantities: list[Quantity]
     note: str = ""
+    normal: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class CheckResult:
         What went wrong where the calculator or the check gave up. Empty otherwise.
     note
         What a reader has to know about how the numbers came about.
+    normal
+        What to compare suspicious numbers with. Empty where nothing is suspicious.
     seconds
         It took.
     """
@@ -72,6 +75,7 @@ class CheckResult:
     not_applicable: str = ""
     failure: str = ""
     note: str = ""
+    normal: str = ""
     seconds: float = 0.0
 
     @property
@@ -102,13 +106,14 @@ class CheckResult:
             "not_applicable": self.not_applicable,
             "failure": self.failure,
             "note": self.note,
+            "normal": self.normal,
             "seconds": self.seconds,
         }
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """The gravest of some verdicts; ``"told"`` of none."""
-    return max(verdicts, key=GRAVITY.__getitem__, default="told")
+    """The gravest of some verdicts; ``"not judged"`` of none."""
+    return max(verdicts, key=GRAVITY.__getitem__, default="not judged")
 
 
 def judged(name: str, value: float, unit: str, *, failed: str = "", suspicious: str = "") -> Quantity:

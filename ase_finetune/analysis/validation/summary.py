@@ -59,7 +59,7 @@ class Validation:
     @property
     def passed(self) -> bool:
         """Whether something could be judged and no check failed; suspicious ones are for you to judge."""
-        return self.verdict not in ("failed", "told")
+        return self.verdict not in ("failed", "not judged")
 
     def result(self, check: str, structure: str | None = None) -> CheckResult:
         """The result of a check.
@@ -112,6 +112,8 @@ class Validation:
                 lines.append(_line(self._cells(row)))
                 if row.quantity.why:
                     lines.append(f"      {row.quantity.why}")
+            if result.normal:
+                lines.append(f"  {result.normal}")
         return "\n".join([*lines, "", self._conclusion()])
 
     def __repr__(self) -> str:
@@ -127,7 +129,7 @@ class Validation:
 
     def _cells(self, row: Row) -> list[str]:
         item = row.quantity
-        verdict = "" if item.verdict == "told" else item.verdict
+        verdict = "" if item.verdict == "not judged" else item.verdict
         if self.against is None:
             return [item.name, _number(item.value), item.unit, verdict]
         before = _number(float("nan") if row.before is None else row.before.value)
@@ -151,7 +153,7 @@ class Validation:
         return (side + text for side, text in texts if text)
 
     def _conclusion(self) -> str:
-        judged = [item for item in self.results if item.verdict != "told"]
+        judged = [item for item in self.results if item.verdict != "not judged"]
         if not judged:
             return "nothing could be judged: no check came to a number with a verdict"
         count = {v: sum(item.verdict == v for item in judged) for v in ("ok", "suspicious", "failed")}
@@ -179,6 +181,9 @@ class Validation:
             yield f"<tr><td colspan='{span}' style='text-align:left'>{head}</td></tr>"
             for row in self.rows(index):
                 yield self._html_row(row)
+            if result.normal:
+                cell = f"<small>{html.escape(result.normal)}</small>"
+                yield f"<tr><td colspan='{span}' style='text-align:left'>{cell}</td></tr>"
         yield f"</tbody></table><p>{html.escape(self._conclusion())}</p>"
 
     def _html_row(self, row: Row) -> str:

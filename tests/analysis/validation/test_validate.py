@@ -177,6 +177,17 @@ def test_a_hole_behind_a_low_wall_fails():
     assert validate(EMT(), copper(), checks=["dimers"]).results[0].quantities[0].verdict == "ok"
 
 
+def test_what_is_normal_is_said_where_a_wall_is_suspicious():
+    suspicious = validate(Hole(30.0, 60.0), molecule_of("Cu"), checks=["dimers"])
+    assert "normal for universal models" in suspicious.results[0].normal
+    for text in (str(suspicious), suspicious._repr_html_()):
+        assert suspicious.results[0].normal in text
+    assert suspicious.to_dict()["results"][0]["normal"] == suspicious.results[0].normal
+    fine = validate(EMT(), copper(), checks=["dimers"])
+    assert fine.results[0].normal == ""
+    assert "normal" not in str(fine)
+
+
 def molecule_of(symbol: str) -> Atoms:
     return Atoms([symbol, symbol], positions=[(0, 0, 0), (0, 0, 2.5)])
 
@@ -195,8 +206,8 @@ def test_forces_that_are_no_derivative_fail():
 def test_a_short_run_does_not_take_vibration_for_diffusion():
     found = validate(EMT(), copper(), checks=[QUICK]).result("diffusion")
     coefficient = found.quantity("D(Cu)")
-    assert coefficient.verdict == "told"
-    assert coefficient.why.startswith("not resolved: a run of this length cannot tell less than")
+    assert coefficient.verdict == "not judged"
+    assert coefficient.why.startswith("not resolved: a run of this length cannot distinguish less than")
     assert "K (NVT)" in found.note
 
 
@@ -359,7 +370,7 @@ def test_calculators_without_stress_are_not_failed():
 
     result = validate(NoStress(), copper(), checks=["equilibrium"])
     assert result.results[0].not_applicable
-    assert (result.verdict, result.passed) == ("told", False)
+    assert (result.verdict, result.passed) == ("not judged", False)
     assert "nothing could be judged" in str(result)
 
 
