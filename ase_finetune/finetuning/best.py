@@ -19,13 +19,18 @@ from ase_finetune.potentials.base import Potential
 #: With fewer validation examples than that, the lowest validation loss may be chance: later epochs are favoured.
 FEW = 5
 
+#: Paired standard errors by which a validation loss is clearly another than that before the first epoch.
+CLEARLY = 2.0
+
 
 class Best:
     """The weights to keep, of all that were offered so far.
 
-    Those of the lowest validation loss, if it is below that of the weights before the first epoch: with :data:`FEW`
-    examples or more by more than the paired standard error of the difference. With fewer examples, an epoch is kept
-    rather than an earlier one of a lower loss, unless that is lower by more than their paired error.
+    Those of the lowest validation loss among epochs that are clearly better than the weights before the first epoch: by
+    more than :data:`CLEARLY` paired standard errors. With fewer examples than :data:`FEW` an epoch is kept rather than
+    an earlier one of a lower loss, unless that is lower by more than their paired error. If no epoch is clearly better
+    the last one is kept, for training says what validation cannot; unless it is clearly worse. A single example has no
+    error: any difference is clear.
 
     Attributes
     ----------
@@ -49,31 +54,42 @@ class Best:
         self.epoch = 0
         self.errors: dict[str, Measured | None] = {}
         self.weights: dict[str, Tensor] = {}
-        #: Epoch of the lowest validation loss, and the validation errors then and before the first epoch.
+        #: The lowest validation loss among clearly better epochs: its epoch, 0 if there is none, and errors.
         self.lowest_epoch = 0
         self._lowest: Measured | None = None
-        self._start: Measured | None = None
+        self._start: tuple[dict[str, Measured | None], dict[str, Tensor]] = {}, {}
 
     def begin(self, errors: dict[str, Measured | None], potential: Potential) -> None:
         """Take the weights before the first epoch."""
-        self._start = self._lowest = errors["valid"]
-        self._take(0, errors, potential)
+        self._start = errors, clones(potential.native_parameters())
+        self.errors, self.weights = self._start
 
     def offer(self, epoch: int, errors: dict[str, Measured | None], potential: Potential) -> bool:
         """Take the weights of an epoch if they are to be kept rather than those so far."""
-        now, lowest, start = errors["valid"], self._lowest, self._start
-        if now is not None and lowest is not None and start is not None:
-            better = _is_better(now, start)
-            if better and now.loss < lowest.loss:
+        now, start = errors["valid"], self._start[0]["valid"]
+        if now is not None and start is not None:
+            gain, error = start.loss - now.loss, CLEARLY * _paired_error(now, start, single=0.0)
+            better = gain > error
+            if better and (self._lowest is None or now.loss < self._lowest.loss):
                 self.lowest_epoch, self._lowest = epoch, now
-            elif not (self._last or (better and len(now.losses) < FEW and _is_close(now, lowest))):
+            elif self._lowest is not None:
+                close = (
+                    better
+                    and len(now.losses) < FEW
+                    and now.loss - self._lowest.loss <= _paired_error(now, self._lowest, single=math.inf)
+                )
+                if not (close or self._last):
+                    return False
+            elif not (gain >= -error or self._last):
+                # No epoch was clearly better so far, and this one is clearly worse.
+                self.back_to_start()
                 return False
-        self._take(epoch, errors, potential)
+        self.epoch, self.errors, self.weights = epoch, errors, clones(potential.native_parameters())
         return True
 
-    def _take(self, epoch: int, errors: dict[str, Measured | None], potential: Potential) -> None:
-        self.epoch, self.errors = epoch, errors
-        self.weights = clones(potential.native_parameters())
+    def back_to_start(self) -> None:
+        """Keep the weights before the first epoch."""
+        self.epoch, (self.errors, self.weights) = 0, self._start
 
     def load_into(self, potential: Potential) -> None:
         """Give a potential these weights."""
@@ -81,12 +97,15 @@ class Best:
 
     def add_to(self, state: State) -> None:
         """Note everything for a checkpoint."""
+        errors, weights = self._start
         state.add(self._name, self.weights.items())
+        state.add(f"{self._name} start", weights.items())
         state.values[self._name] = {
             "epoch": self.epoch,
             "errors": measured_to_json(self.errors),
+            "start": measured_to_json(errors),
             "lowest_epoch": self.lowest_epoch,
-            "compared": measured_to_json({"lowest": self._lowest, "start": self._start}),
+            "lowest": measured_to_json({"valid": self._lowest}),
         }
 
     def load_from(self, state: State, potential: Potential) -> None:
@@ -94,9 +113,12 @@ class Best:
         values: dict[str, Any] = state.values[self._name]
         self.epoch, self.lowest_epoch = int(values["epoch"]), int(values["lowest_epoch"])
         self.errors = measured_from_json(values["errors"])
-        compared = measured_from_json(values["compared"])
-        self._lowest, self._start = compared["lowest"], compared["start"]
-        self.weights = {name: value.to(potential.device) for name, value in state.group(self._name).items()}
+        self._lowest = measured_from_json(values["lowest"])["valid"]
+        self.weights, start = (
+            {name: value.to(potential.device) for name, value in state.group(group).items()}
+            for group in (self._name, f"{self._name} start")
+        )
+        self._start = measured_from_json(values["start"]), start
 
 
 class Selection:
@@ -180,6 +202,9 @@ class Selection:
         forgetting, free = self._forgetting, self._free
         if forgetting is None or forgetting.most is None or free.epoch == self.best.epoch:
             return
+        if free.epoch == 0:  # what keeps to the bound is no better than what does not
+            self.best.back_to_start()
+            return
 
         def rise(fraction: float) -> float:
             forgetting.draw_back(potential, free.weights, fraction)
@@ -237,19 +262,8 @@ class Selection:
             self._forgetting.load_from(state)
 
 
-def _is_better(now: Measured, start: Measured) -> bool:
-    """Whether a validation loss is below that of the beginning, and not by chance where that can be judged."""
-    gain = start.loss - now.loss
-    return gain > (_paired_error(now, start) if len(now.losses) >= FEW else 0.0)
-
-
-def _is_close(now: Measured, lowest: Measured) -> bool:
-    """Whether a validation loss is above the lowest one by no more than their paired error."""
-    return now.loss - lowest.loss <= _paired_error(now, lowest)
-
-
-def _paired_error(one: Measured, other: Measured) -> float:
-    """Standard error of the mean difference of two losses over the same examples; infinite for a single one."""
+def _paired_error(one: Measured, other: Measured, single: float) -> float:
+    """Standard error of the mean difference of two losses over the same examples; ``single`` for a single example."""
     differences = np.array(one.losses, dtype=float) - np.array(other.losses, dtype=float)
     known = differences[np.isfinite(differences)]
-    return float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else math.inf
+    return float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else single

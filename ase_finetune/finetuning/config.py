@@ -102,9 +102,9 @@ class FinetuneConfig:
         Strength of the penalty; ``None`` is 2e-4 on frames and 1e-2 with relaxations for a normalised Fisher, and
         1e5, as published, for a raw one.
     keep
-        ``"best"``: the weights with the lowest validation loss within the bound of ``max_forgetting``; with fewer than
-        five validation examples the last ones, unless earlier ones are better by more than the paired error.
-        ``"last"``: those of the last epoch.
+        ``"best"``: the weights with the lowest validation loss within the bound of ``max_forgetting``, those before
+        training if the last ones are clearly worse; with fewer than five validation examples later ones, unless earlier
+        ones are better by more than the paired error. ``"last"``: those of the last epoch.
     max_forgetting
         Largest rise of the errors on the watched replay structures, of energies and of forces: 0.03 is 3 %. The
         strength of the penalty, where the method has one, adapts to it from ``ewc_lambda`` on, and weights that break

@@ -115,7 +115,7 @@ class Kept:
             return "no step could be made"
         epoch = min(known, key=lambda number: known[number])
         return (
-            "no epoch was clearly better on validation than the model it started from "
+            "no epoch was clearly better on validation than the model it started from, and the last one was worse "
             f"(lowest validation loss: epoch {epoch}, {_percent(known[epoch])})"
         )
 

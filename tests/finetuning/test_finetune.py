@@ -551,9 +551,13 @@ def test_the_last_epoch_on_demand(monkeypatch, method):
         ([[1.0] * 4, [0.5] * 4, [0.62, 0.58, 0.6, 0.6]], 1),
         # five frames: the lowest one
         ([[1.0] * 5, [0.5] * 5, [0.4, 0.4, 0.4, 0.7, 0.7]], 1),
-        # ... if it is better than the untouched model beyond the paired error
-        ([[1.0] * 5, [0.5, 1.2, 1.2, 1.2, 0.8]], 0),
-        ([[1.0] * 5, [0.9, 0.8, 0.7, 0.8, 0.9]], 1),
+        # ... of those that are clearly better than the untouched model: here 0.2 +- 0.04
+        ([[1.0] * 5, [0.9, 0.8, 0.7, 0.8, 0.9], [0.6, 1.2, 1.2, 1.2, 0.6]], 1),
+        # If none is, the last one, for training says what 0.02 +- 0.14 cannot,
+        ([[1.0] * 5, [0.5, 1.2, 1.2, 1.2, 0.8], [0.5, 1.3, 1.2, 1.2, 0.9]], 2),
+        # ... unless it is clearly worse.
+        ([[1.0] * 5, [0.5, 1.2, 1.2, 1.2, 0.8], [1.1, 1.2, 1.3, 1.2, 1.1]], 0),
+        ([[1.0] * 5, [1.1, 1.2, 1.3, 1.2, 1.1], [0.5, 1.3, 1.2, 1.2, 0.9]], 2),
     ],
 )
 def test_few_validation_frames(monkeypatch, valid, best):
