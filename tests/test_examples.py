@@ -141,7 +141,7 @@ def test_differentiable_relaxation(tmp_path):
 @pytest.mark.slow
 def test_bptt_relaxation(tmp_path):
     out = run(tmp_path, "bptt_relaxation.py", "--output", "mine/zintl")
-    for part in ("relaxations: 2 pairs", "penalty/loss", "best epoch", "trained on", "held out", "Twelve pairs"):
+    for part in ("relaxations: 2 pairs", "penalty/loss", "kept: epoch", "trained on", "held out", "Twelve pairs"):
         assert part in out
     check_fit(tmp_path / "mine" / "zintl", "bptt+reewc", ("train_strain_median", "replay_forces_mae"))
     assert names(tmp_path) == {"mine"}
@@ -150,7 +150,7 @@ def test_bptt_relaxation(tmp_path):
 @pytest.mark.slow
 def test_finetune_reewc(tmp_path):
     out = run(tmp_path, "finetune_reewc.py", "--output", "mine/lips")
-    for part in ("LiPS validation", "MPtrj retention", "force MAE", "softening slope", "best epoch"):
+    for part in ("LiPS validation", "MPtrj retention", "force MAE", "softening slope", "kept: epoch"):
         assert part in out
     check_fit(tmp_path / "mine" / "lips")
     assert names(tmp_path) == {"mine"}

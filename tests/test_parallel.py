@@ -89,7 +89,12 @@ def test_one_process_talks_and_writes(two, alone):
     for name in METHODS:
         assert {path.name for path in (folder / name).iterdir()} >= {"model", "history.csv", "run.json", "log.txt"}
         assert json.loads((folder / name / "run.json").read_text())["processes"] == 2
-    assert results[0]["printed"].count("best epoch") == alone["printed"].count("best epoch") == len(METHODS)
+    outcomes = [
+        [line.split(": ")[:2] for line in found["printed"].splitlines() if line.startswith(("kept: ", "unchanged: "))]
+        for found in (results[0], alone)
+    ]
+    assert len(outcomes[0]) == len(METHODS)
+    assert outcomes[0] == outcomes[1]
 
 
 def test_all_hear_of_a_failure(two):

@@ -177,9 +177,8 @@ def header_line(columns: Columns) -> str:
     for name, shown in columns.shown.items():
         above += f"{name:>{_FIRST}s}" + " " * (_NEXT * (len(shown) - 1))
         titles += "".join(f"{title:>{_FIRST if k == 0 else _NEXT}s}" for k, (_, title, _) in enumerate(shown))
-    above += f"{'forgotten':>11s}{'loss':>9s}" + (f"{'penalty':>9s}" if columns.penalty else "")
-    titles += f"{'%':>11s}{'%':>9s}" + (f"{'/loss':>9s}" if columns.penalty else "")
-    return f"{above}\n{titles}{'lr':>10s}{'s':>6s}"
+    titles += f"{'forgotten %':>13s}{'loss %':>9s}" + (f"{'penalty/loss':>14s}" if columns.penalty else "")
+    return f"{above.rstrip()}\n{titles}{'lr':>10s}{'s':>6s}"
 
 
 def epoch_line(row: Mapping[str, Any], columns: Columns, best: bool) -> str:
@@ -193,10 +192,10 @@ def epoch_line(row: Mapping[str, Any], columns: Columns, best: bool) -> str:
         for name, shown in columns.shown.items()
         for k, (measure, _, digits) in enumerate(shown)
     )
-    judged = _number(100 * row["forgetting"], 11, 1) + _number(100 * row["score"], 9, 1)
+    judged = _number(100 * row["forgetting"], 13, 1) + _number(100 * row["score"], 9, 1)
     if columns.penalty:
         ratio = row["penalty"] / row["train_loss"] if row["train_loss"] else math.nan
-        judged += f"{'-':>9s}" if math.isnan(ratio) else f"{ratio:9.2g}"
+        judged += f"{'-':>14s}" if math.isnan(ratio) else f"{ratio:14.2g}"
     return f"{row['epoch']:5d}{groups}{judged}{row['learning_rate']:10.2g}{row['seconds']:6.0f}{' *' if best else ''}"
 
 

@@ -23,20 +23,22 @@ from tests import morse
 
 
 def row(columns: Columns, **values: float) -> dict[str, Any]:
-    return epoch_row(1, {}, columns, learning_rate=1e-3, seconds=2.0, penalty=0.5) | values
+    judged = {"forgetting": 0.021, "score": -0.11}
+    return epoch_row(1, {}, columns, learning_rate=1e-3, seconds=2.0, penalty=0.5, **judged) | values
 
 
 @pytest.mark.parametrize("columns", [FRAME_COLUMNS, RELAXATION_COLUMNS])
 @pytest.mark.parametrize(("loss", "shown"), [(2.0, "0.25"), (math.nan, "-"), (0.0, "-")])
 def test_penalty_beside_the_loss(columns, loss, shown):
-    line, header = epoch_line(row(columns, train_loss=loss), columns, best=True), header_line(columns)
+    columns = replace(columns, penalty=True)
+    line, header = epoch_line(row(columns, train_loss=loss), columns, best=True), header_line(columns).splitlines()[-1]
     assert "nan" not in line
     end = header.index("penalty/loss") + len("penalty/loss")
-    assert line[:end].split()[-1] == shown
+    assert line[:end].split()[-3:] == ["2.1", "-11.0", shown]
     without = replace(columns, penalty=False)
     assert "penalty" not in header_line(without)
     line = epoch_line(row(columns, train_loss=loss), without, best=False)
-    assert len(line) == len(header_line(without)) == len(header) - 14
+    assert len(line) == len(header_line(without).splitlines()[-1]) == len(header) - 14
     assert line.split()[-2:] == ["0.001", "2"]
 
 
