@@ -20,6 +20,7 @@ from ase_finetune.potentials import Potential, load_potential, save_potential
 from ase_finetune.potentials.base import Prediction
 from ase_finetune.potentials.batched import DEFAULT_MAX_EDGES, predict_many
 from ase_finetune.potentials.devices import resolve_device, resolve_dtype
+from ase_finetune.potentials.formats import members_in
 from ase_finetune.representations import calculator_table
 
 Model = str | os.PathLike[str] | Potential
@@ -34,7 +35,8 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         A name (``"7net-0"``, ``"mace-mpa-0"``, ...; see :func:`ase_finetune.list_models`), a folder
         written by :meth:`save`, the output folder of a finished run, a SevenNet or MACE checkpoint, or a
         :class:`Potential`, which is shared and stays on its device and in its dtype. A list of these is an
-        ensemble: results are means, and :attr:`spread` holds the standard deviations.
+        ensemble, as is the output folder of ``finetune(members=...)``: results are means, and :attr:`spread` holds
+        the standard deviations.
     device
         ``"auto"`` takes a GPU where there is one; otherwise a torch device name.
     dtype
@@ -86,9 +88,7 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         super().__init__(**kwargs)
         if reference not in ("model", "target"):
             raise InputError(f"reference must be 'model' or 'target', got {reference!r}")
-        models = list(model) if isinstance(model, Sequence) and not isinstance(model, str) else [model]
-        if not models:
-            raise InputError("the list of models is empty")
+        models = _models(model)
         where, kind = resolve_device(device), resolve_dtype(dtype)
         loaded = [load_potential(m, head=head, device=where, dtype=kind, trust_pickle=trust_pickle) for m in models]
         self.potentials: list[Potential] = [potential for potential, _ in loaded]
@@ -290,6 +290,16 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         if len(self.potentials) > 1:
             raise InputError("an ensemble has no single file; save its members one by one")
         return self.potential
+
+
+def _models(model: Model | Sequence[Model]) -> list[Model]:
+    """One model, or the members of an ensemble: of a list, or in the output folder of one."""
+    if isinstance(model, Sequence) and not isinstance(model, str):
+        if not model:
+            raise InputError("the list of models is empty")
+        return list(model)
+    members = [] if isinstance(model, Potential) else members_in(Path(model))
+    return list(members) or [model]
 
 
 def _check_members(potentials: Sequence[Potential], device: str, dtype: str) -> None:

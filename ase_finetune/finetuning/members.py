@@ -12,6 +12,7 @@ from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.errors import InputError
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.history import History
+from ase_finetune.potentials.formats import RUN_MEMBER
 
 Fit = Callable[[FinetuneConfig, Path | None], FinetunedCalculator]
 
@@ -53,7 +54,7 @@ def fit_members(
         raise InputError(f"members={members}: an ensemble has at least 2; leave it out for a single model")
     calculators = []
     for number in range(members):
-        folder = None if output is None else Path(output) / f"member-{number}"
+        folder = None if output is None else Path(output) / RUN_MEMBER.format(number)
         calculators.append(fit(replace(config, seed=config.seed + number, reference_frames="all"), folder))
     return _ensemble(calculators)
 

@@ -23,6 +23,9 @@ FORMAT_VERSION = 2
 #: Names in the output folder of a run: where its model is, and what makes it such a folder.
 RUN_MODEL, RUN_FILE = "model", "run.json"
 
+#: Folder of a member in the output folder of an ensemble, by its number.
+RUN_MEMBER = "member-{}"
+
 #: Names of weights in all versions: plain ones, so nothing outside the folder is ever read or removed.
 _WEIGHTS = re.compile(r"weights(-[0-9a-f]{12})?\.safetensors")
 _PARTS = re.compile(r"\.(potential\.json|weights(-[0-9a-f]{12})?\.safetensors)\.[0-9a-f]{12}\.part")
@@ -73,6 +76,20 @@ def find_saved(path: Path) -> Path | None:
         return model
     so_far = f"; its best model so far is {model}" if has_model else ""
     raise CheckpointError(f"the run in {path} has not ended: go on with it by resume=True{so_far}")
+
+
+def members_in(path: Path) -> list[Path]:
+    """The folders of the members of an ensemble in its output folder, by number; empty if it is none.
+
+    Parameters
+    ----------
+    path
+        Any path.
+    """
+    members = []
+    while (folder := path / RUN_MEMBER.format(len(members))).is_dir():
+        members.append(folder)
+    return members
 
 
 def is_weights(path: Path) -> bool:
