@@ -86,7 +86,7 @@ def members_in(path: Path) -> list[Path]:
     path
         Any path.
     """
-    members = []
+    members: list[Path] = []
     while (folder := path / RUN_MEMBER.format(len(members))).is_dir():
         members.append(folder)
     return members
