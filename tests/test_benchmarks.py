@@ -98,7 +98,7 @@ def test_benchmark(quick, name):
     assert content["device"] == "cpu"
     assert content["threads"] == 1
     assert {"torch", "ase", "sevenn"} <= set(content["versions"])
-    assert "1 threads" in content["machine"]
+    assert "1 thread, " in content["machine"]
 
 
 @pytest.mark.parametrize(
