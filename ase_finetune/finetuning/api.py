@@ -171,7 +171,7 @@ def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedC
             if progress.epoch > task.epochs:
                 run.log("resumed after the last epoch")
             else:
-                run.log(f"resumed in epoch {progress.epoch}, {progress.steps} steps into it")
+                run.log(f"resumed in epoch {progress.epoch} after {progress.steps} of its steps")
                 run.log(header_line(trainer.columns))
             state = None
         _fit(trainer, keeper)

@@ -46,7 +46,7 @@ def parity(frames: FrameRecord) -> Chart | Missing:
 
 def _caption(frames: FrameRecord) -> str:
     text = (
-        "Each dot is a force component or a structure; stronger ones are many. The closer to the line, the better. "
+        "Each dot is a force component or a structure; the darker, the more of them. The closer to the line, the better. "
         "Where the errors are too small to be seen beside the range of the labels, their difference is shown instead. "
         "Numbers are mean absolute errors. "
     )
