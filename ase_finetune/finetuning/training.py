@@ -137,7 +137,9 @@ class Trainer:
         self._selection.begin(errors, self.potential)
         columns = self.columns
         self.log(header_line(columns))
-        row = epoch_row(0, errors, columns, learning_rate=0.0, penalty=0.0, seconds=0.0, score=0.0, forgetting=0.0)
+        forgetting = self.replay.forgetting
+        risen = 0.0 if forgetting is None else forgetting.begin(errors["replay"], self.log)
+        row = epoch_row(0, errors, columns, learning_rate=0.0, penalty=0.0, seconds=0.0, score=0.0, forgetting=risen)
         self.log.epoch({"stage": self.task.name, **row}, columns, best=True)
         self.task.begin_epoch()
         self._clock = time.perf_counter()
