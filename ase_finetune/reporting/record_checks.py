@@ -16,7 +16,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 # Of metadata, what a report reads: the types that it takes.
 _DICTS = ("config", "data", "versions", "machine", "fisher", "reference_offsets", "shifted_by")
-_METADATA: dict[str, type] = {**dict.fromkeys(_DICTS, dict), "stages": list, "frozen": list}
+_METADATA: dict[str, type] = {**dict.fromkeys(_DICTS, dict), "stages": list, "frozen": list, "rounds": list}
 
 _PAIR_LISTS = ("descriptions", "before", "after", "shown", "targets", "ends_before", "ends_after")
 
@@ -72,6 +72,7 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
     for name in ("reference_offsets", "shifted_by"):
         values = (metadata.get(name) or {}).values()
         _need(all(map(_is_number, values)), f"metadata: {name} holds something else than numbers")
+    _need(all(isinstance(item, dict) for item in metadata.get("rounds") or []), "metadata: a round is no dict")
     config = metadata.get("config") or {}
     bptt = config.get("bptt")
     _need(bptt is None or isinstance(bptt, dict), "metadata: bptt is no dict")
