@@ -58,7 +58,8 @@ def finetune(
     ----------
     model
         A name (``"7net-0"``), a saved folder, a checkpoint, or a :class:`Potential`. It is not changed:
-        training works on a copy.
+        training works on a copy. The model of an earlier run is trained further; what must not be forgotten
+        stays what the pretrained model behind it knew.
     train
         Frames with energies (eV), forces (eV/Å) and, if there are any, stresses (eV/Å³): a path that ASE
         reads, or a list of ``Atoms``.

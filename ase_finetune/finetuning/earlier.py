@@ -56,6 +56,11 @@ class EarlierFrames:
         named = [frames for part in self.parts for frames in (part.train, part.held_out)]
         return {frames.name: frames.digest() for frames in named if len(frames)}
 
+    def predict(self, run: Context) -> None:
+        """Let the original model predict the energies, before its own may be shifted."""
+        for part in self.parts:
+            self._energies(run, part)
+
     def refit(self, run: Context, train: FrameSet, energies: Sequence[float]) -> ReferenceOffsets:
         """Offsets of the frames of all rounds to the original model.
 
@@ -162,10 +167,9 @@ def read_earlier(run: Context, old: OldStructures | None, target: Iterable[Frame
         train, valid = _read_noted(run, number, noted)
         if train is not None:
             parts.append(_part(train, held_out, taken, valid))
-    names = {part.train.digest() for part in parts}
     for frames in given:
         part = _part(frames, held_out, taken, is_given=True)
-        if part.train.digest() not in names:
+        if part.train.digest() not in {known.train.digest() for known in parts}:
             parts.append(part)
     return EarlierFrames(parts)
 
@@ -216,7 +220,7 @@ def _read(run: Context, name: str, noted: Mapping[str, Any], keys: dict[str, Any
             reason = f"{where} has changed since"
         except InputError as error:
             reason = str(error)
-    run.log(f"note: the {noted['frames']} frames of {name} are not replayed: {reason}; {_REMEDY}")
+    run.log(f"note: the {noted['frames']} frames of {name} are not used: {reason}; {_REMEDY}")
     return None
 
 

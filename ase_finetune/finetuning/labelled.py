@@ -59,7 +59,7 @@ class Labelled:
             return
         frames = self.held_out if len(self.held_out) else self.train
         role = "validation frames" if len(self.held_out) else "training frames"
-        self.run.log(f"{frames.name}: {len(self._judged)} {role}")
+        self.run.log(f"{frames.name}, {role} ({len(self._judged)}):")
         self.run.log(comparison_table({"earlier": before}, {"earlier": after}))
         errors = {"before": before.to_dict(), "after": after.to_dict()}
         self.run.metadata["earlier_frames"] = {"frames": len(self._judged), "role": role, **errors}

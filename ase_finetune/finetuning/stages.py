@@ -229,6 +229,7 @@ def _align_frames(
     replay_elements = {int(z) for graph in replay for z in graph.numbers} or None
     run.log(data_report(named, replay_elements))
     run.log(f"split: {how}")
+    earlier.predict(run)
     target = check_and_align(run, train, valid, run.config.drop_outliers, functools.partial(earlier.refit, run))
     if target.offsets is not None:
         # Of the labels to the model, which the calculator can add back, or of the model, which has them now.

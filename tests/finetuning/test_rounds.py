@@ -10,6 +10,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from ase.db import connect
 from ase.io import read, write
 
 from ase_finetune import FinetunedCalculator, finetune
@@ -19,9 +20,10 @@ from ase_finetune.errors import DataError, InputError, ModelNotAvailableError, R
 from ase_finetune.finetuning import api, earlier, old_material
 from ase_finetune.finetuning.keeping import RunKeeper
 from ase_finetune.potentials import load_potential, save_potential
+from ase_finetune.potentials.mace import MACEPotential
 from ase_finetune.potentials.storage import potential_hash
 from ase_finetune.reporting import RECORD_FILE, RunRecord
-from tests import morse
+from tests import helpers, morse
 
 OLD = morse.oxide(12, 3)
 FIRST = morse.labelled(morse.silicon(12, 1))
@@ -171,7 +173,9 @@ def test_the_report_shows_the_change_since_the_pretrained_model(desk):
     start, now = (morse.weights(p) for p in (morse.pretrained(), load_potential(desk / "two" / "model")[0]))
     (depth,) = (tensor for tensor in record.drift if tensor.name == "depth")
     assert depth.change == pytest.approx(float((now["depth"] - start["depth"]).square().mean().sqrt()), rel=1e-5)
-    assert (desk / "two" / "report.html").is_file()
+    page = (desk / "two" / "report.html").read_text(encoding="utf-8")
+    assert "<h3>Rounds</h3>" in page
+    assert str(desk / "pretrained") in page
 
 
 # Reference energies
@@ -308,6 +312,22 @@ def test_frames_that_this_round_has_are_not_replayed(desk, monkeypatch, capsys):
     marks = set(load_potential(desk / "one" / "model")[1]["rounds"][0]["valid"]["fingerprints"])
     again = len(earlier.fingerprints(read_frames(frames[:6])) & marks)
     assert (f"note: {again} training frames were validation frames" in capsys.readouterr().out) == (again > 0)
+
+
+def test_all_frames_again(desk):
+    """Then nothing is left to replay."""
+    calculator = second(desk, [*SECOND, *FIRST])
+    assert "earlier_frames" not in calculator.metadata
+
+
+def test_forces_alone_move_the_model_by_the_earlier_offsets(desk, capsys):
+    forces = morse.labelled(SECOND, labels=["forces"])
+    options = OPTIONS | {"reference": "shift", "verbose": True, "method": "replay"}
+    sources = [OLD, desk / "first.extxyz", shifted(morse.labelled(morse.silicon(4, 70)))]
+    calculator = finetune(desk / "one" / "model", forces, None, replay=sources, **options)
+    one = load_potential(desk / "one" / "model")[1]["reference_offsets"]
+    assert calculator.metadata["shifted_by"] == pytest.approx(one)
+    assert "replay 3: the energies are in the reference of the target" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -594,3 +614,45 @@ def test_fisher_information_is_that_of_the_pretrained_model(desk):
     graphs = frames.select(used).graphs(pretrained.cutoff, pretrained.dtype)
     expected = gaussian_fisher(pretrained, graphs)
     assert calculator.metadata["fisher"]["divided_by_mean"] == pytest.approx(expected.mean, rel=1e-6)
+
+
+def test_frames_of_a_streamed_database(desk, monkeypatch):
+    with connect(desk / "first.db") as rows:
+        for atoms in shifted(FIRST):
+            rows.write(atoms)
+    options = OPTIONS | {"stream": True, "method": "naive"}
+    finetune(desk / "pretrained", desk / "first.db", 0.25, replay=OLD, output=desk / "d", **options)
+    seen = replayed(monkeypatch)
+    second(desk, model="d/model")
+    ((train, held_out),) = seen
+    assert (len(train), len(held_out)) == (9, 3)
+
+
+def test_without_replay_structures(desk):
+    calculator = second(desk, replay=None, method="naive")
+    assert calculator.metadata["earlier_frames"]["frames"] == 3
+    assert set(calculator.metadata["errors"]["after"]) == {"valid"}
+
+
+def test_in_another_folder(desk, monkeypatch, tmp_path):
+    """Paths are noted in full."""
+    monkeypatch.chdir(desk)
+    finetune("pretrained", "first.extxyz", 0.25, replay=OLD, output="here", **OPTIONS)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    calculator = second(desk, model="here/model")
+    assert calculator.metadata["rounds"][0]["model"] == str(desk / "pretrained")
+    assert calculator.metadata["earlier_frames"]["frames"] == 3
+
+
+@pytest.mark.mace
+@pytest.mark.skipif(not helpers.HAS_MACE, reason="needs mace-torch")
+def test_a_head_of_mace(tiny_mace, tmp_path):
+    save_potential(MACEPotential(tiny_mace(heads=["pbe", "scan"]), "pbe"), tmp_path / "pretrained")
+    options = OPTIONS | {"epochs": 1, "learning_rate": 1e-3, "monitor_size": 2, "reference": "shift", "keep": "last"}
+    frames = morse.labelled(morse.silicon(3, 1))
+    finetune(tmp_path / "pretrained", frames, None, replay=OLD[:4], head="scan", output=tmp_path / "one", **options)
+    calculator = finetune(tmp_path / "one" / "model", frames, None, replay=OLD[:4], **options)
+    assert calculator.metadata["head"] == "scan"
+    # The shifts of the first round are part of the reference, not of what was forgotten.
+    assert 0 < calculator.metadata["errors"]["before"]["replay"]["energy_mae"] < 500
