@@ -45,6 +45,7 @@ METHODS = {
     "pieces": {"method": "replay", "max_edges": 150, "ema_decay": 0.9},
     # Batches of one frame leave a process without a share, and a worker process without a graph.
     "streamed": {"method": "naive", "batch_size": 2, "stream": True, "num_workers": 1},
+    "later round": {"method": "reewc", "original": morse.truth(), "replay": [OLD, morse.labelled(morse.silicon(5, 9))]},
     "empirical": {"method": "ewc", "fisher": "empirical", "fisher_probes": 2, "replay": morse.labelled(OLD)},
 }
 

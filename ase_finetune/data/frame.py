@@ -87,6 +87,18 @@ def hash_frame(sha: hashlib._Hash, frame: Frame) -> None:
         sha.update(b"|")
 
 
+def fingerprint(frame: Frame) -> str:
+    """The structure in 16 hexadecimal digits: the same in every file format and whatever the labels are.
+
+    Positions and cell are rounded to 1e-4 Å.
+    """
+    sha = hashlib.sha256(np.asarray(frame.atoms.numbers, dtype="<i8").tobytes())
+    for values in (frame.atoms.cell[:], frame.atoms.positions):
+        # Adding 0 turns -0.0 into 0.0.
+        sha.update((np.round(np.asarray(values, dtype="<f8"), 4) + 0.0).tobytes())
+    return sha.hexdigest()[:16]
+
+
 def read_frame(origin: Origin, keys: Mapping[str, str | None], name: str) -> tuple[Frame, Labels]:
     """A checked frame without a group, and its labels with the keys they are from.
 

@@ -6,7 +6,7 @@ shift moves every other material that contains these elements; fitted and subtra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,12 +103,18 @@ class ReferenceOffsets:
         )
 
 
-def fit_reference(frames: FrameSet, predicted_energies: Sequence[float]) -> ReferenceOffsets:
+def fit_reference(
+    frames: FrameSet,
+    predicted_energies: Sequence[float],
+    *,
+    more: Iterable[tuple[FrameSet, Sequence[float]]] = (),
+    start: Mapping[int, float] | None = None,
+) -> ReferenceOffsets:
     """Per-element offsets by least squares on the residual label - prediction.
 
     Every frame weighs 1/n_atoms, so the error minimised is the one per atom. Where the compositions
-    leave the offsets undetermined, the solution of minimum norm is taken. Frames without an energy are
-    skipped.
+    leave the offsets undetermined, the solution of minimum norm is taken, or that nearest to ``start``.
+    Frames without an energy are skipped.
 
     Parameters
     ----------
@@ -116,26 +122,33 @@ def fit_reference(frames: FrameSet, predicted_energies: Sequence[float]) -> Refe
         With energies in eV.
     predicted_energies
         What the pretrained model gives for each frame, eV.
+    more
+        Further frames in the same reference, and what the model gives for them.
+    start
+        Offsets that are known from before, eV by atomic number; those of elements without a frame here are kept.
 
     Raises
     ------
     InputError
         If there are not as many predictions as frames, or one of those needed is not finite.
     """
-    if len(predicted_energies) != len(frames):
-        raise InputError(f"{len(predicted_energies)} predicted energies for the {len(frames)} frames of {frames.name}")
-    residuals, rows, elements = [], [], frames.elements
-    for position, (frame, predicted) in enumerate(zip(frames, predicted_energies, strict=True)):
-        if frame.energy is None:
-            continue
-        if not np.isfinite(predicted):
-            raise InputError(f"{frames.describe(position)}: the predicted energy is {predicted}")
-        numbers = frame.atoms.numbers
-        residuals.append((frame.energy - float(predicted)) / len(numbers))
-        rows.append(np.array([np.count_nonzero(numbers == z) / len(numbers) for z in elements]))
+    sets = [(frames, predicted_energies), *more]
+    elements = tuple(sorted({z for part, _ in sets for z in part.elements}))
+    residuals, rows = [], []
+    for part, energies in sets:
+        if len(energies) != len(part):
+            raise InputError(f"{len(energies)} predicted energies for the {len(part)} frames of {part.name}")
+        for position, (frame, predicted) in enumerate(zip(part, energies, strict=True)):
+            if frame.energy is None:
+                continue
+            if not np.isfinite(predicted):
+                raise InputError(f"{part.describe(position)}: the predicted energy is {predicted}")
+            numbers = frame.atoms.numbers
+            residuals.append((frame.energy - float(predicted)) / len(numbers))
+            rows.append(np.array([np.count_nonzero(numbers == z) / len(numbers) for z in elements]))
     if not rows:
         return ReferenceOffsets()
-    return _solve(np.array(rows), np.array(residuals), elements)
+    return _solve(np.array(rows), np.array(residuals), elements, start or {})
 
 
 def align(frames: FrameSet, offsets: ReferenceOffsets) -> FrameSet:
@@ -153,14 +166,20 @@ def align(frames: FrameSet, offsets: ReferenceOffsets) -> FrameSet:
     )
 
 
-def _solve(composition: FloatArray, residual: FloatArray, elements: tuple[int, ...]) -> ReferenceOffsets:
+def _solve(
+    composition: FloatArray, residual: FloatArray, elements: tuple[int, ...], start: Mapping[int, float]
+) -> ReferenceOffsets:
     # Elements of frames without an energy have a column of zeros: nothing is known about them.
     known = np.flatnonzero(composition.any(axis=0))
-    solution, _, rank, _ = np.linalg.lstsq(composition[:, known], residual, rcond=_RANK_TOLERANCE)
-    left = residual - composition[:, known] @ solution
+    first = np.array([start.get(elements[column], 0.0) for column in known])
+    begun = residual - composition[:, known] @ first
+    change, _, rank, _ = np.linalg.lstsq(composition[:, known], begun, rcond=_RANK_TOLERANCE)
+    left = begun - composition[:, known] @ change
+    fitted = {elements[column]: float(value) for column, value in zip(known, first + change, strict=True)}
     return ReferenceOffsets(
-        offsets={elements[column]: float(value) for column, value in zip(known, solution, strict=True)},
-        rank=int(rank),
+        offsets=dict(sorted((dict(start) | fitted).items())),
+        # Those that are kept are not undetermined.
+        rank=int(rank) + len(start.keys() - fitted.keys()),
         mae_before=float(np.abs(residual).mean()),
         mae_after=float(np.abs(left).mean()),
     )

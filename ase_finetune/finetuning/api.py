@@ -23,6 +23,8 @@ from ase_finetune.finetuning.prepared import Prepared
 from ase_finetune.finetuning.preparing import Frames
 from ase_finetune.finetuning.recording import Weights, record_drift, record_frames, record_pairs
 from ase_finetune.finetuning.relaxation_task import RelaxationTask
+from ase_finetune.finetuning.replay_sources import ReplaySources
+from ase_finetune.finetuning.rounds import load_rounds
 from ase_finetune.finetuning.stages import Sources, Stages, prepare
 from ase_finetune.finetuning.training import Trainer
 from ase_finetune.finetuning.watchers import build_watchers
@@ -42,7 +44,8 @@ def finetune(
     *,
     relaxations: PairSource | None = None,
     valid_relaxations: PairSource | float | None = 0.1,
-    replay: Frames | None = "embedded",
+    replay: ReplaySources | None = "embedded",
+    original: Model | None = None,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     head: str | None = None,
@@ -57,7 +60,8 @@ def finetune(
     ----------
     model
         A name (``"7net-0"``), a saved folder, the output folder of a finished run, a checkpoint, or a
-        :class:`Potential`. It is not changed: training works on a copy.
+        :class:`Potential`. It is not changed: training works on a copy. The model of an earlier run is trained
+        further; what must not be forgotten stays what the pretrained model behind it knew.
     train
         Frames with energies (eV), forces (eV/Å) and, if there are any, stresses (eV/Å³): a path that ASE
         reads, or a list of ``Atoms``.
@@ -71,7 +75,12 @@ def finetune(
         Fraction of ``relaxations`` to hold out (pairs of one formula stay together), or pairs, or ``None``.
     replay
         Structures that stand for what must not be forgotten: ``"embedded"`` (a few hundred from MPtrj,
-        labelled by the pretrained model), a path, a list of ``Atoms``, or ``None``.
+        labelled by the pretrained model), a path, a list of ``Atoms``, or ``None``. Or a list of such sources:
+        ``["embedded", "earlier.extxyz"]``. Then frames with labels keep them, in the energy reference of the target
+        or of the pretrained model, whichever is nearer; those without labels watch forgetting.
+    original
+        The pretrained model behind a ``model`` that was fine-tuned before, where that does not know its file: it must
+        not be forgotten, and makes the labels of replay structures.
     output
         Folder for the result: the best model, ``report.html`` with its pictures, ``history.csv``, ``run.json``,
         ``log.txt``, and the checkpoints. A run with a folder that is asked to stop while it trains (SIGINT, SIGTERM,
@@ -103,6 +112,8 @@ def finetune(
     ------
     InputError, DataError
         If an argument or the data cannot be used; the message names the culprit.
+    ModelNotAvailableError
+        If the pretrained model behind a fine-tuned one cannot be loaded.
     OutputExistsError
         If ``output`` holds something already, or another process is writing into it.
     OutputError
@@ -138,7 +149,8 @@ def finetune(
         log = Log(verbose if processes.is_first else 0)
         with ExitStack() as open_:
             keeper = None if folder is None else open_.enter_context(RunKeeper(folder, resume, log, config, processes))
-            run = _context(model, head, config, log, processes, None if keeper is None else keeper.prepared())
+            prepared = None if keeper is None else keeper.prepared()
+            run = _context(model, original, head, config, log, processes, prepared)
             open_.push(log.end)
             log.watchers += processes.on_first(lambda: build_watchers(config, folder, log)) or []
             return _run(run, sources, keeper)
@@ -152,7 +164,7 @@ def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedC
     """Prepare the stages, train them one after the other, and conclude."""
     metadata, potential = run.metadata, run.potential
     stages = prepare(run, sources)
-    weights = Weights(potential)
+    weights = Weights(potential, run.original)
     metadata["stages"] = []
     state = None if keeper is None else keeper.begin(run)
     rows = History()
@@ -178,7 +190,8 @@ def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedC
         metadata["stages"].append({"stage": task.name, **_conclude(trainer, run.log)})
     metadata["errors"] = metadata["stages"][-1]
     metadata["unchanged"] = all(stage["kept"]["unchanged"] for stage in metadata["stages"])
-    metadata["outcome"] = _outcome(metadata)
+    metadata["outcome"] = metadata["rounds"][-1]["kept"] = _outcome(metadata)
+    stages.labelled.conclude()
     if keeper is not None:
         keeper.write_result(potential, rows)
         if run.config.report:
@@ -219,19 +232,21 @@ def _record(run: Context, stages: Stages, weights: Weights, history: list[dict[s
 
 def _context(
     model: Model,
+    original: Model | None,
     head: str | None,
     config: FinetuneConfig,
     log: Log,
     processes: Processes,
-    prepared: Prepared | None = None,
+    prepared: Prepared | None,
 ) -> Context:
     potential, base = load_own(model, head, config, processes)
+    rounds = load_rounds(model, base, potential, original, config, processes)
     metadata = _describe_base(model, potential, base, config) | {"processes": processes.size}
     metadata["machine"] = machine(potential.device)
     size = sum(parameter.numel() for _, parameter in potential.native_parameters())
     where = ", ".join(f"{key} {value}" for key, value in metadata["machine"].items())
     log.detail(f"{metadata['base_model']}: {potential.backend}, {size:,d} parameters, {config.dtype}; {where}")
-    return Context(potential, config, log, metadata, processes, prepared or Prepared())
+    return Context(potential, config, log, metadata, processes, prepared or Prepared(), rounds)
 
 
 def _check_sources(train: Any, relaxations: Any, config: FinetuneConfig) -> None:

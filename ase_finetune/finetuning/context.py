@@ -10,6 +10,7 @@ import torch
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.prepared import Prepared
+from ase_finetune.finetuning.rounds import Rounds
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
 
@@ -32,6 +33,8 @@ class Context:
         Share the work.
     prepared
         What an earlier start of the run found.
+    rounds
+        Those before this one.
     """
 
     potential: Potential
@@ -40,6 +43,20 @@ class Context:
     metadata: dict[str, Any]
     processes: Processes = ALONE
     prepared: Prepared = field(default_factory=Prepared)
+    rounds: Rounds = field(default_factory=Rounds)
+
+    @property
+    def original(self) -> Potential:
+        """The pretrained potential that must not be forgotten: before training the potential itself in a first round.
+
+        In later rounds the one that the first round began with.
+        """
+        return self.rounds.original or self.potential
+
+    @property
+    def original_hash(self) -> str:
+        """Of the weights of the original."""
+        return str(self.rounds.earlier[0]["hash"] if self.rounds.earlier else self.metadata["base_hash"])
 
     @property
     def surroundings(self) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.context import Context
 from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.loading import load_own
-from ase_finetune.finetuning.old_material import estimate_fisher, label_replay, read_replay
+from ase_finetune.finetuning.old_material import estimate_fisher, label_replay
 from ase_finetune.finetuning.optimizing import freeze_parameters
 from ase_finetune.finetuning.preparing import Frames
+from ase_finetune.finetuning.replay_sources import read_replay
 from ase_finetune.losses import Loss
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.storage import potential_hash

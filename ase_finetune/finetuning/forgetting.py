@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -122,6 +122,13 @@ class Forgetting:
     def holds(self, errors: Measured | None) -> bool:
         """Whether the errors are within the bound."""
         return self.most is None or self.rise(errors) <= self.most
+
+    def begin(self, errors: Measured | None, log: Callable[[str], object]) -> float:
+        """The rise before training, zero but for a model that was fine-tuned before; a note if it is over the bound."""
+        risen = self.rise(errors)
+        if self.most is not None and risen > self.most:
+            log(f"note: training begins with a model whose errors on old structures have risen by {risen:.1%} already")
+        return risen
 
     def adapt(self, errors: Measured | None) -> None:
         """Adapt the strength of the penalty to the errors just measured."""

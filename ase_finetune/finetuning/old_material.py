@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 
 from ase_finetune.continual import (
@@ -19,14 +18,12 @@ from ase_finetune.continual import (
     load_fisher,
     pseudo_label,
 )
-from ase_finetune.data import FrameSet, ReferenceOffsets, embedded_replay, read_frames
-from ase_finetune.errors import CheckpointError, DataError, InputError
-from ase_finetune.finetuning.config import FinetuneConfig
+from ase_finetune.data import ReferenceOffsets
+from ase_finetune.errors import CheckpointError, InputError
 from ase_finetune.finetuning.context import Context
 from ase_finetune.finetuning.forgetting import Forgetting
-from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.prepared import Prepared
-from ase_finetune.finetuning.preparing import Frames
+from ase_finetune.finetuning.replay_sources import OldStructures
 from ase_finetune.finetuning.state import clones
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.metrics import evaluate
@@ -44,61 +41,6 @@ def shift_labels(graphs: Sequence[AtomGraph], offsets: ReferenceOffsets) -> list
     return shifted
 
 
-class OldStructures(NamedTuple):
-    """Replay structures to use, and those that only watch forgetting."""
-
-    frames: FrameSet
-    trained: int
-
-    def graphs(self, potential: Potential) -> list[AtomGraph]:
-        """All of them, the used ones first, with the labels of their file."""
-        return list(self.frames.graphs(potential.cutoff, potential.dtype))
-
-    def has_file_labels(self, config: FinetuneConfig) -> bool:
-        """Whether the labels of the file are used; otherwise the pretrained model makes them."""
-        has_labels = any(self.frames.num_labels.values())
-        return config.replay_labels == "data" or (config.replay_labels == "auto" and has_labels)
-
-    @property
-    def describe(self) -> Callable[[int], str]:
-        """How messages name one of those that are used."""
-        return self.frames.describe
-
-
-def read_replay(potential: Potential, replay: Frames | None, config: FinetuneConfig, log: Log) -> OldStructures | None:
-    """The replay structures that the model knows, in their roles; ``None`` without any.
-
-    Raises
-    ------
-    InputError, DataError
-        If the method needs some, or they cannot be used.
-    """
-    if replay is None:
-        if config.max_forgetting is not None:
-            raise InputError("max_forgetting is measured on watched replay structures, but replay=None")
-        if config.uses_replay:
-            raise InputError(f"method={config.method!r} needs replay structures, but replay=None")
-        if config.uses_ewc and config.fisher in ("auto", "label-free", "empirical"):
-            raise InputError("estimating the Fisher information needs replay structures, but replay=None")
-        return None
-    if isinstance(replay, str) and replay == "embedded":
-        frames = read_frames(embedded_replay(), name="replay", require_labels=False)
-    else:
-        frames = read_frames(replay, name="replay", require_labels=False)
-    known = set(potential.numbers)
-    usable = [index for index, frame in enumerate(frames) if known.issuperset(frame.atoms.numbers.tolist())]
-    if len(usable) < len(frames):
-        log(f"replay: {len(frames) - len(usable)} of {len(frames)} structures hold elements the model does not know")
-    usable = usable[: config.replay_size + config.monitor_size]
-    if len(usable) < 2:
-        raise DataError(f"replay has {len(usable)} usable structures; at least 2 are needed")
-    trained, watching = _roles(len(usable), config)
-    frames = frames.select([usable[index] for index in (*trained, *watching)])
-    if config.replay_labels == "data" and not any(frames.num_labels.values()):
-        raise DataError("replay_labels='data', but the replay structures carry no labels")
-    return OldStructures(frames, len(trained))
-
-
 def label_replay(run: Context, old: OldStructures | None) -> tuple[list[AtomGraph], list[AtomGraph]]:
     """Labelled replay graphs to use, and held-out ones to watch forgetting.
 
@@ -110,7 +52,7 @@ def label_replay(run: Context, old: OldStructures | None) -> tuple[list[AtomGrap
     if old is None:
         return [], []
     config, log, graphs = run.config, run.log, old.graphs(run.potential)
-    if old.has_file_labels(config):
+    if old.has_labels:
         log(f"replay: {len(graphs)} structures with the labels of their file")
         return graphs[: old.trained], graphs[old.trained :]
     if config.uses_ewc and config.fisher == "empirical":
@@ -123,7 +65,7 @@ def label_replay(run: Context, old: OldStructures | None) -> tuple[list[AtomGrap
     def label() -> dict[str, torch.Tensor]:
         with log.bar(len(bare), "pretrained model on replay") as bar:
             shared: dict[str, Any] = {"on_structure": bar.update, "processes": run.processes}
-            made = pseudo_label(run.potential, bare, cache=_cache_folder(), **shared)
+            made = pseudo_label(run.original, bare, cache=_cache_folder(), **shared)
         return {
             f"{index} {name}": value
             for index, graph in enumerate(made)
@@ -138,18 +80,6 @@ def label_replay(run: Context, old: OldStructures | None) -> tuple[list[AtomGrap
     ]
     log(f"replay: {len(graphs)} structures labelled by the pretrained model")
     return graphs[: old.trained], graphs[old.trained :]
-
-
-def _roles(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
-    """Which of ``count`` replay structures the method uses, and which only watch forgetting.
-
-    Every k-th one watches, whatever the method, so that methods can be compared. The embedded structures
-    are ordered by diversity, so both parts stay diverse.
-    """
-    watching = np.linspace(0, count - 1, min(config.monitor_size, count // 2)).round().astype(int).tolist()
-    others = [index for index in range(count) if index not in set(watching)]
-    used = config.replay_size if config.uses_replay else config.fisher_size if config.uses_ewc else 0
-    return others[:used], watching
 
 
 def build_penalty(run: Context, replay: list[AtomGraph]) -> tuple[EWCPenalty, FisherInformation]:
@@ -175,10 +105,12 @@ def build_penalty(run: Context, replay: list[AtomGraph]) -> tuple[EWCPenalty, Fi
     if strength is None:
         own_scale = DEFAULT_LAMBDA_RELAXATIONS if config.uses_relaxations else DEFAULT_LAMBDA_FRAMES
         strength = own_scale if normalize else DEFAULT_LAMBDA_RAW
-    anchor = None
+    anchor: Mapping[str, torch.Tensor] | None = None
     if config.fisher_anchor is not None:
         path = config.fisher_anchor
-        anchor = run.prepared.tensors("anchor", lambda: _checked_anchor(potential, path))
+        anchor = run.prepared.tensors("anchor", lambda: _checked_anchor(run.original, path))
+    elif run.original is not potential:
+        anchor = clones(run.original.native_parameters(trainable_only=True))
     penalty = EWCPenalty(
         potential.native_parameters(trainable_only=True),
         fisher,
@@ -203,18 +135,18 @@ def build_forgetting(run: Context, watched: list[AtomGraph], penalty: EWCPenalty
     DataError
         If ``max_forgetting`` is set and the structures carry neither energies nor forces.
     """
-    config, potential = run.config, run.potential
+    config = run.config
     labelled = any(mask is not None and mask.any() for g in watched for mask in (g.energy_mask, g.forces_mask))
     if not labelled and config.max_forgetting is None:
         return None
 
     def measure() -> dict[str, float | None]:
-        errors = evaluate(potential, watched, config.loss, processes=run.processes)
+        errors = evaluate(run.original, watched, config.loss, processes=run.processes)
         return {} if errors is None else errors.to_dict()
 
     before = run.prepared.value("errors on watched structures", measure)
     adapted = None if config.max_forgetting is None else penalty
-    forgetting = Forgetting(config.bound, before, clones(potential.native_parameters()), adapted)
+    forgetting = Forgetting(config.bound, before, clones(run.original.native_parameters()), adapted)
     run.log(forgetting.describe())
     return forgetting
 
@@ -262,7 +194,7 @@ def estimate_fisher(run: Context, replay: Sequence[AtomGraph]) -> FisherInformat
     CheckpointError
         If a Fisher file belongs to another model or loss.
     """
-    config, log, potential = run.config, run.log, run.potential
+    config, log, potential = run.config, run.log, run.original
     graphs = replay[: config.fisher_size]
     shared: dict[str, Any] = {"seed": config.seed, "processes": run.processes}
     if config.fisher in ("auto", "label-free"):
@@ -272,7 +204,7 @@ def estimate_fisher(run: Context, replay: Sequence[AtomGraph]) -> FisherInformat
         shared["probes"] = config.fisher_probes
         with log.bar(len(graphs), "Fisher information") as bar:
             return empirical_fisher(potential, graphs, config.loss, on_structure=bar.update, **shared)
-    return load_fisher(config.fisher, model_hash=run.metadata["base_hash"], loss=config.loss)
+    return load_fisher(config.fisher, model_hash=run.original_hash, loss=config.loss)
 
 
 def _cache_folder() -> Path:

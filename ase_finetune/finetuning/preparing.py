@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -114,8 +114,25 @@ class Target(NamedTuple):
     untouched: Errors
 
 
-def check_and_align(run: Context, train: FrameSet, valid: FrameSet | None, drop_outliers: bool) -> Target:
+def check_and_align(
+    run: Context,
+    train: FrameSet,
+    valid: FrameSet | None,
+    drop_outliers: bool,
+    fit: Callable[[FrameSet, Sequence[float]], ReferenceOffsets] = fit_reference,
+) -> Target:
     """Compare the labels with the pretrained model, and bring energies to its reference, or it to theirs.
+
+    Parameters
+    ----------
+    run
+        The run.
+    train, valid
+        Frames.
+    drop_outliers
+        Leave out training frames that are far off.
+    fit
+        Finds the offsets between training frames and the energies that the pretrained model gives for them.
 
     Raises
     ------
@@ -123,13 +140,15 @@ def check_and_align(run: Context, train: FrameSet, valid: FrameSet | None, drop_
         If forces or stress are in other units or of the opposite sign.
     """
     config, log = run.config, run.log
-    known = run.prepared.value(f"untouched model on {len(train)} frames", lambda: _compare(run, train))
+    known = run.prepared.value(f"untouched model on {len(train)} frames", lambda: _compare(run, run.original, train))
     energies: list[float] = known["energies"]
     for note in known["notes"]:
         log(f"note: {note}")
     offsets = None
     if config.reference != "none" and train.num_labels["energy"]:
-        offsets = _fit_offsets(run, train, valid, energies)
+        offsets = fit(*_reference_frames(run, train, valid, energies))
+    elif config.reference != "none" and run.rounds.offsets:
+        offsets = ReferenceOffsets(run.rounds.offsets, len(run.rounds.offsets))
     aligned = train if offsets is None else align(train, offsets)
     residuals = _residuals(aligned, energies)
     far_off = find_outliers(train, energy=residuals, forces=known["force_errors"], stress=known["stress_errors"])
@@ -137,36 +156,44 @@ def check_and_align(run: Context, train: FrameSet, valid: FrameSet | None, drop_
         log(f"note: {outlier.text}")
     if far_off and drop_outliers:
         # Reference energies and errors are to be those of the others.
-        return check_and_align(run, _without(train, far_off, log), valid, drop_outliers=False)
+        return check_and_align(run, _without(train, far_off, log), valid, drop_outliers=False, fit=fit)
+    if run.original is not run.potential:
+        # Training begins with the model of the last round.
+        name = f"model of the last round on {len(train)} frames"
+        known = run.prepared.value(name, lambda: _compare(run, run.potential, train))
+        residuals = _residuals(aligned, known["energies"])
     sums = ErrorSums(config.loss)
     sums.load_state(known["sums"])
     sums.add_energies(torch.tensor([value for value in residuals if not math.isnan(value)], dtype=torch.float64))
     if offsets is None:
         log("reference energies: raw labels are trained on")
         return Target(train, valid, None, sums.errors())
-    log(offsets.describe())
+    log(offsets.describe() if train.num_labels["energy"] else "reference energies: those of the earlier rounds")
     if config.reference == "shift":
-        run.potential.shift_energies(dict(offsets.offsets))
+        for potential in {id(potential): potential for potential in (run.potential, run.original)}.values():
+            potential.shift_energies(dict(offsets.offsets))
         log("the model's own per-element energies were moved by these offsets")
         return Target(train, valid, offsets, sums.errors())
     return Target(aligned, None if valid is None else align(valid, offsets), offsets, sums.errors())
 
 
-def _fit_offsets(run: Context, train: FrameSet, valid: FrameSet | None, energies: Sequence[float]) -> ReferenceOffsets:
-    """Offsets of the training frames or, where the config says so, of the validation frames, too."""
+def _reference_frames(
+    run: Context, train: FrameSet, valid: FrameSet | None, energies: Sequence[float]
+) -> tuple[FrameSet, Sequence[float]]:
+    """What the offsets are fitted on: training frames or, where the config says so, validation frames, too."""
     if valid is None or run.config.reference_frames == "train":
-        return fit_reference(train, energies)
-    further = run.prepared.value(f"untouched model on {len(valid)} validation frames", lambda: _compare(run, valid))
-    both = FrameSet("train and valid", [*train, *valid])
-    return fit_reference(both, [*energies, *further["energies"]])
+        return train, energies
+    name = f"untouched model on {len(valid)} validation frames"
+    further = run.prepared.value(name, lambda: _compare(run, run.original, valid))
+    return FrameSet("train and valid", [*train, *valid]), [*energies, *further["energies"]]
 
 
-def _compare(run: Context, train: FrameSet) -> dict[str, Any]:
-    """What the pretrained model says about the training frames: its energies and how far the labels are from them."""
-    graphs = labelled_graphs(run.potential, train)
+def _compare(run: Context, potential: Potential, train: FrameSet) -> dict[str, Any]:
+    """What a model says about the training frames: its energies and how far the labels are from them."""
+    graphs = labelled_graphs(potential, train)
     check, sums = PredictionCheck(train), ErrorSums(run.config.loss)
     with run.log.bar(len(graphs), "pretrained model on train") as bar:
-        predictions = predict_each(run.potential, graphs, on_structure=bar.update, processes=run.processes)
+        predictions = predict_each(potential, graphs, on_structure=bar.update, processes=run.processes)
         for index, prediction in predictions:
             check.add(index, float(prediction.energy[0]), _numpy(prediction.forces), _numpy(prediction.stress)[0])
             # Energies are compared when their reference is known.

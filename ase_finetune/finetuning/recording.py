@@ -42,12 +42,15 @@ class JudgedSet:
         How messages name one of them.
     own_labels
         Whether the pretrained model made the labels.
+    from_original
+        Whether the change since the original model is shown, not that since the weights before training.
     """
 
     name: str
     graphs: Sequence[AtomGraph]
     describe: Callable[[int], str]
     own_labels: bool = False
+    from_original: bool = False
 
 
 class Weights:
@@ -57,17 +60,22 @@ class Weights:
     ----------
     potential
         With the weights before.
+    original
+        The model that the first of several rounds began with; the potential itself in a first one.
     """
 
-    def __init__(self, potential: Potential) -> None:
+    def __init__(self, potential: Potential, original: Potential) -> None:
         self._potential = potential
-        self.before = {name: value.cpu() for name, value in clones(potential.native_parameters()).items()}
+        self.before, self.original = (
+            {name: value.cpu() for name, value in clones(each.native_parameters()).items()}
+            for each in (potential, original)
+        )
 
     @contextmanager
-    def put_back(self) -> Iterator[None]:
-        """Give the potential the weights before, for a while."""
+    def put_back(self, original: bool = False) -> Iterator[None]:
+        """Give the potential the weights before, or those of the original, for a while."""
         now = clones(self._potential.native_parameters())
-        copy_into(self._potential.native_parameters(), self.before)
+        copy_into(self._potential.native_parameters(), self.original if original else self.before)
         try:
             yield
         finally:
@@ -83,7 +91,7 @@ def _record_set(run: Context, item: JudgedSet, weights: Weights) -> FrameRecord:
     chosen = _spread(len(item.graphs), MOST_FRAMES)
     graphs = [item.graphs[index] for index in chosen]
     after = _predict(run, graphs, f"report: {item.name}")
-    with weights.put_back():
+    with weights.put_back(item.from_original):
         before = _predict(run, graphs, f"report: {item.name} before")
     rows = list(zip(graphs, before, after, strict=True))
     atoms = [len(graph.numbers) for graph in graphs]
@@ -122,11 +130,11 @@ def _components(graph: AtomGraph, before: Prediction, after: Prediction, what: s
 
 
 def record_drift(potential: Potential, weights: Weights, fisher: FisherInformation | None) -> list[TensorDrift]:
-    """How far each parameter tensor has moved, in the order of the model."""
+    """How far each parameter tensor has moved from the original model, in the order of the model."""
     shares: Mapping[str, float] = {} if fisher is None else fisher.shares()
     drift = []
     for name, parameter in potential.native_parameters():
-        before = weights.before[name].double()
+        before = weights.original[name].double()
         change = parameter.detach().cpu().double() - before
         sizes = {"change": float(change.square().mean().sqrt()), "scale": float(before.square().mean().sqrt())}
         share = shares.get(name, math.nan)

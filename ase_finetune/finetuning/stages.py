@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ase_finetune.data import (
     FrameSet,
     PairSet,
     PairSource,
+    ReferenceOffsets,
     align,
     check_disjoint_pairs,
     data_report,
@@ -27,16 +29,11 @@ from ase_finetune.errors import DataError, InputError
 from ase_finetune.files import file_hash
 from ase_finetune.finetuning.config import FinetuneConfig
 from ase_finetune.finetuning.context import Context
+from ase_finetune.finetuning.earlier import EarlierFrames, read_earlier
 from ase_finetune.finetuning.frame_task import FrameBatches, FrameTask, Replay, edge_budget
 from ase_finetune.finetuning.history import Log
-from ase_finetune.finetuning.old_material import (
-    OldStructures,
-    build_forgetting,
-    build_penalty,
-    label_replay,
-    read_replay,
-    shift_labels,
-)
+from ase_finetune.finetuning.labelled import Labelled
+from ase_finetune.finetuning.old_material import build_forgetting, build_penalty, label_replay, shift_labels
 from ase_finetune.finetuning.optimizing import freeze_parameters, parameter_summary, parameter_table
 from ase_finetune.finetuning.preparing import (
     Frames,
@@ -49,6 +46,8 @@ from ase_finetune.finetuning.preparing import (
 )
 from ase_finetune.finetuning.recording import JudgedSet
 from ase_finetune.finetuning.relaxation_task import RelaxationTask
+from ase_finetune.finetuning.replay_sources import OldStructures, ReplaySources, read_replay
+from ase_finetune.finetuning.rounds import note_round
 from ase_finetune.finetuning.tasks import Task
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.potentials.base import Potential
@@ -65,7 +64,7 @@ class Sources:
     valid: Frames | float | None
     relaxations: PairSource | None
     valid_relaxations: PairSource | float | None
-    replay: Frames | None
+    replay: ReplaySources | None
 
 
 @dataclass
@@ -73,6 +72,7 @@ class Stages:
     """The stages of a run, what they share, and what the run is to be judged by."""
 
     replay: Replay
+    labelled: Labelled
     tasks: list[Task] = field(default_factory=list)
     penalty: EWCPenalty | None = None
     fisher: FisherInformation | None = None
@@ -98,32 +98,35 @@ def prepare(run: Context, sources: Sources) -> Stages:
     frames = None if sources.train is None else read_target(sources.train, sources.valid, config, potential.cutoff)
     pairs = None if sources.relaxations is None else _read_pairs(potential, sources, config)
     old = read_replay(potential, sources.replay, config, run.log)
-    _describe_data(metadata, frames, pairs, old)
-    run.prepared.check_identity(_identity(potential, config, metadata))
+    earlier = read_earlier(run, old, () if frames is None else frames[:2])
+    _describe_data(metadata, frames, pairs, old, earlier)
+    run.prepared.check_identity(_identity(run))
     trained, watched = label_replay(run, old)
     if frames is not None:
-        target = _align_frames(run, frames, trained)
-        if target.offsets is not None and config.reference == "shift":
-            trained, watched = shift_labels(trained, target.offsets), shift_labels(watched, target.offsets)
+        target = _align_frames(run, frames, trained, earlier)
+        trained, watched = (_in_reference(graphs, target, config) for graphs in (trained, watched))
+    labelled = earlier.labelled(run, _kept_offsets(run) if frames is None else target.offsets)
+    metadata["rounds"] = [*run.rounds.earlier, _note(run, sources, frames, None if frames is None else target.train)]
     if pairs is not None:
         _tell_pairs(pairs, run.log)
     metadata["frozen"] = freeze_parameters(potential, config.freeze)
+    freeze_parameters(run.original, config.freeze)  # whose Fisher information is that of what is trained
     run.log(parameter_summary(potential))
     run.log.detail(parameter_table(potential))
-    stages = Stages(Replay())
+    stages = Stages(Replay(), labelled)
     metadata["fisher"] = None
     if config.uses_ewc:
         stages.penalty, stages.fisher = build_penalty(run, trained)
         metadata["fisher"] = stages.fisher.metadata
     forgetting = build_forgetting(run, watched, stages.penalty)
     stages.replay = Replay(watched=watched, forgetting=forgetting)
-    own_labels = old is not None and not old.has_file_labels(config)
     train = [] if frames is None else labelled_graphs(potential, target.train)
-    used = trained if config.uses_replay else []
+    used = [*trained, *labelled.replayed(len(trained))] if config.uses_replay else []
     budget = _edge_budget(run, used, train)
     shared: dict[str, Any] = {"processes": run.processes}
     if used and old is not None:
-        shared_replay = shared | {"weight": config.replay_weight, "describe": old.describe}
+        describe = _described(old, labelled, len(trained))
+        shared_replay = shared | {"weight": config.replay_weight, "describe": describe}
         stages.replay = Replay(FrameBatches(potential, used, config.loss, budget, **shared_replay), watched, forgetting)
     if frames is not None:
         valid = [] if target.valid is None else labelled_graphs(potential, target.valid)
@@ -137,22 +140,54 @@ def prepare(run: Context, sources: Sources) -> Stages:
         stages.tasks.append(
             RelaxationTask(potential, pairs.train, pairs.valid, config.bptt, run.log, energies, run.processes)
         )
+    stages.judged += labelled.judged()
     if old is not None:
         watched_frames = old.frames.select(range(old.trained, len(old.frames)))
-        stages.judged.append(JudgedSet("replay", watched, watched_frames.describe, own_labels))
+        stages.judged.append(JudgedSet("replay", watched, watched_frames.describe, not old.has_labels, True))
     return stages
+
+
+def _in_reference(graphs: list[AtomGraph], target: Target, config: FinetuneConfig) -> list[AtomGraph]:
+    """Replay structures with labels in the reference of the model, which may have been moved to the target's."""
+    if target.offsets is None or config.reference != "shift":
+        return graphs
+    return shift_labels(graphs, target.offsets)
+
+
+def _kept_offsets(run: Context) -> ReferenceOffsets | None:
+    """Offsets of earlier rounds, where no frames of this one have energies to fit new ones to."""
+    if not run.rounds.offsets:
+        return None
+    offsets = ReferenceOffsets(run.rounds.offsets, len(run.rounds.offsets))
+    run.metadata["reference_offsets"] = offsets.to_dict()["offsets"]
+    return offsets
+
+
+def _note(run: Context, sources: Sources, frames: TargetFrames | None, used: FrameSet | None) -> dict[str, Any]:
+    """What a later round has to know about this one."""
+    train = None if frames is None or used is None else (sources.train, frames.train, used)
+    valid = None if frames is None or frames.valid is None else (sources.valid, frames.valid)
+    return note_round(run.rounds, run.metadata, run.config, train, valid)
+
+
+def _described(old: OldStructures, labelled: Labelled, count: int) -> Callable[[int], str]:
+    """How messages name a structure that is replayed: the first ``count`` are old ones, then come labelled frames."""
+    return lambda index: old.describe(index) if index < count else labelled.describe(index - count)
 
 
 #: Options that say how a run is carried out, not what comes out of it.
 _MAY_CHANGE = ("device", "num_workers", "checkpoint_minutes", "trust_pickle", "report", "loggers")
 
 
-def _identity(potential: Potential, config: FinetuneConfig, metadata: dict[str, Any]) -> dict[str, Any]:
+def _identity(run: Context) -> dict[str, Any]:
     """What must be the same when a run is resumed."""
+    potential, config, metadata = run.potential, run.config, run.metadata
     files = {name: getattr(config, name) for name in ("fisher", "fisher_anchor")}
     contents = {name: file_hash(Path(path)) for name, path in files.items() if path and Path(path).is_file()}
     options = {name: value for name, value in metadata["config"].items() if name not in _MAY_CHANGE}
     named = {name: metadata.get(name) for name in ("base_hash", "head", "split", "split_relaxations", "isolated_atoms")}
+    if run.original is not potential:
+        named["original_state"] = state_hash(run.original)
     # The hash of the base is of its parameters alone; reference energies are buffers in some backends.
     return {
         **named,
@@ -168,13 +203,14 @@ def _describe_data(
     frames: TargetFrames | None,
     pairs: _Pairs | None,
     old: OldStructures | None,
+    earlier: EarlierFrames,
 ) -> None:
     """Enter what the data are into the metadata."""
     data = {"replay": None if old is None else old.frames}
     if frames is not None:
         data["train"], data["valid"], metadata["split"], isolated = frames
         metadata["isolated_atoms"] = isolated_energies(isolated)
-    digests = {name: part.digest() for name, part in data.items() if part is not None}
+    digests = {name: part.digest() for name, part in data.items() if part is not None} | earlier.digests()
     if pairs is not None:
         named = {"relaxations": pairs.train, "valid_relaxations": pairs.valid}
         digests |= {name: part.digest() for name, part in named.items() if part is not None}
@@ -193,7 +229,7 @@ def _edge_budget(run: Context, replay: Sequence[AtomGraph], train: Sequence[Atom
     return EdgeBudget(edges, run.log)
 
 
-def _align_frames(run: Context, frames: TargetFrames, replay: list[AtomGraph]) -> Target:
+def _align_frames(run: Context, frames: TargetFrames, replay: list[AtomGraph], earlier: EarlierFrames) -> Target:
     """Tell what the frames are, and bring their energies to the model's reference."""
     train, valid, how, _ = frames
     named = {"train": train} | ({} if valid is None else {"valid": valid})
@@ -202,7 +238,8 @@ def _align_frames(run: Context, frames: TargetFrames, replay: list[AtomGraph]) -
     run.log(f"split: {how}")
     for line in target_notes(frames, run.config):
         run.log(line)
-    target = check_and_align(run, train, valid, run.config.drop_outliers)
+    earlier.predict(run)
+    target = check_and_align(run, train, valid, run.config.drop_outliers, functools.partial(earlier.refit, run))
     if target.offsets is not None:
         # Of the labels to the model, which the calculator can add back, or of the model, which has them now.
         name = "reference_offsets" if run.config.reference == "align" else "shifted_by"

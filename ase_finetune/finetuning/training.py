@@ -135,9 +135,10 @@ class Trainer:
             if judged is not None and not math.isfinite(judged.loss):
                 raise TrainingError(f"the loss of the untouched model on the {name} structures is {judged.loss}")
         self._selection.begin(errors, self.potential)
-        columns = self.columns
+        columns, forgetting = self.columns, self.replay.forgetting
+        risen = 0.0 if forgetting is None else forgetting.begin(errors["replay"], self.log)
         self.log(header_line(columns))
-        row = epoch_row(0, errors, columns, learning_rate=0.0, penalty=0.0, seconds=0.0, score=0.0, forgetting=0.0)
+        row = epoch_row(0, errors, columns, learning_rate=0.0, penalty=0.0, seconds=0.0, score=0.0, forgetting=risen)
         self.log.epoch({"stage": self.task.name, **row}, columns, best=True)
         self.task.begin_epoch()
         self._clock = time.perf_counter()

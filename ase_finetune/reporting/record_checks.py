@@ -18,8 +18,7 @@ Arrays = Mapping[str, NDArray[Any]]
 _DICTS = ("config", "data", "versions", "machine", "fisher", "reference_offsets", "shifted_by")
 _METADATA: dict[str, type] = {
     **dict.fromkeys(_DICTS, dict),
-    "stages": list,
-    "frozen": list,
+    **dict.fromkeys(("stages", "frozen", "rounds"), list),
     "unchanged": bool,
 }
 
@@ -77,6 +76,7 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
     for name in ("reference_offsets", "shifted_by"):
         values = (metadata.get(name) or {}).values()
         _need(all(map(_is_number, values)), f"metadata: {name} holds something else than numbers")
+    _need(all(isinstance(item, dict) for item in metadata.get("rounds") or []), "metadata: a round is no dict")
     config = metadata.get("config") or {}
     bptt = config.get("bptt")
     _need(bptt is None or isinstance(bptt, dict), "metadata: bptt is no dict")

@@ -173,7 +173,7 @@ def _run_section(record: RunRecord, defaults: Mapping[str, Any]) -> str:
         **{f"Fisher information: {name}": value for name, value in fisher.items() if "hash" not in name},
     }
     content = page.pairs_table({name: value for name, value in facts.items() if value is not None})
-    content += _offsets(metadata)
+    content += _rounds(metadata) + _offsets(metadata)
     changed = {name: value for name, value in config.items() if name not in usual or usual[name] != value}
     if usual:
         content += "<h3>Options that differ from the defaults</h3>"
@@ -192,6 +192,19 @@ def _run_section(record: RunRecord, defaults: Mapping[str, Any]) -> str:
     if record.log:
         content += folded("Log", f"<pre>{text(chr(10).join(map(str, record.log)))}</pre>")
     return content
+
+
+def _rounds(metadata: Mapping[str, Any]) -> str:
+    """What each round began with, was trained on and kept, where there were several."""
+    rounds = metadata.get("rounds") or []
+    if len(rounds) < 2:
+        return ""
+    rows = []
+    for number, item in enumerate(rounds, 1):
+        train = item.get("train")
+        frames = train.get("frames") if isinstance(train, Mapping) else None
+        rows.append((number, page.value(item.get("model")), page.value(frames), page.value(item.get("kept"))))
+    return f"<h3>Rounds</h3>{table(('round', 'began with', 'frames', 'kept'), rows)}"
 
 
 def _offsets(metadata: Mapping[str, Any]) -> str:

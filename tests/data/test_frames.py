@@ -9,6 +9,7 @@ from ase.db import connect
 from ase.io import write
 
 from ase_finetune.data import FrameSet, read_frames
+from ase_finetune.data.frame import fingerprint
 from ase_finetune.errors import DataError, InputError
 from ase_finetune.graphs import collate
 from tests.data.conftest import labelled, salt
@@ -169,3 +170,14 @@ def test_from_atoms_takes_the_labels_given(trajectory):
 def test_with_energies_needs_one_each(trajectory):
     with pytest.raises(InputError, match="1 energy labels for the 10 frames of train"):
         read_frames(trajectory).with_energies([0.0])
+
+
+def test_fingerprints_are_of_the_structure_alone(tmp_path, trajectory):
+    write(tmp_path / "frames.extxyz", trajectory)
+    marks = [fingerprint(frame) for frame in read_frames(trajectory)]
+    assert [fingerprint(frame) for frame in read_frames(tmp_path / "frames.extxyz")] == marks
+    assert len(set(marks)) == len(marks)
+    bare = [atoms.copy() for atoms in trajectory]
+    assert [fingerprint(frame) for frame in read_frames(bare, require_labels=False)] == marks
+    bare[0].positions[0, 0] += 1e-3
+    assert fingerprint(read_frames(bare, require_labels=False)[0]) != marks[0]

@@ -99,3 +99,23 @@ def test_predictions_must_fit():
         fit_reference(frames, [0.0, 0.0])
     with pytest.raises(InputError, match=r"frame 0 of train \(list\): the predicted energy is nan"):
         fit_reference(frames, [float("nan")])
+
+
+def test_several_sets_are_fitted_together():
+    structures = [Atoms(formula) for formula in ("Si2", "SiO2", "Si3O")]
+    predicted, offsets = [1.0, 2.0, 3.0], {"Si": 0.5, "O": -2.0}
+    energies = [e + sum(offsets[s] for s in atoms.symbols) for e, atoms in zip(predicted, structures, strict=True)]
+    one, two = (FrameSet.from_atoms(structures[k], energies=energies[k]) for k in (slice(1), slice(1, 3)))
+    found = fit_reference(one, predicted[:1], more=[(two, predicted[1:])])
+    assert found == fit_reference(FrameSet.from_atoms(structures, energies=energies), predicted)
+    assert found.to_dict()["offsets"] == pytest.approx(offsets)
+    with pytest.raises(InputError, match="1 predicted energies for the 2 frames"):
+        fit_reference(one, predicted[:1], more=[(two, [0.0])])
+
+
+def test_undetermined_offsets_stay_near_those_of_before():
+    frames = FrameSet.from_atoms([Atoms("SiO")], energies=[3.0])
+    found = fit_reference(frames, [0.0], start={14: 2.0, 6: 7.0})
+    assert found.offsets == pytest.approx({6: 7.0, 8: 0.5, 14: 2.5})
+    assert found.mae_before == pytest.approx(1.5)
+    assert found.mae_after == pytest.approx(0.0)

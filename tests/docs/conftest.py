@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ase_finetune.cli import managing
-from ase_finetune.finetuning import old_material
+from ase_finetune.finetuning import replay_sources
 from ase_finetune.potentials import registry
 from ase_finetune.potentials.backends import BACKENDS
 from tests.docs import small
@@ -26,7 +26,7 @@ def desk(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "_load_named", small.load_named)
-    monkeypatch.setattr(old_material, "embedded_replay", small.few_embedded)
+    monkeypatch.setattr(replay_sources, "embedded_replay", small.few_embedded)
     monkeypatch.setitem(managing.ENDINGS, "morse", ".pth")  # as a checkpoint of the model it stands for is called
     known = dict(BACKENDS)
     yield tmp_path

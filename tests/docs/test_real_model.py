@@ -16,7 +16,7 @@ from ase.io import read, write
 import ase_finetune
 from ase_finetune import FinetunedCalculator
 from ase_finetune.data import read_pairs
-from ase_finetune.finetuning import old_material
+from ase_finetune.finetuning import replay_sources
 from ase_finetune.finetuning.config import FinetuneConfig
 from tests import helpers, pretrained
 from tests.docs import pages, small, test_pages
@@ -70,7 +70,7 @@ def small_crystals(tmp_path, monkeypatch):
     write(tmp_path / "test.extxyz", frames[6:8])
     write(tmp_path / "structure.extxyz", frames[8].copy())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(old_material, "embedded_replay", small.few_embedded)
+    monkeypatch.setattr(replay_sources, "embedded_replay", small.few_embedded)
     return tmp_path
 
 

@@ -361,7 +361,7 @@ def test_saved_model_is_the_same_to_the_last_bit(tmp_path):
 
 def test_fine_tuned_models_are_fine_tuned_again(tmp_path):
     run(output=tmp_path / "first")
-    second = run(model=str(tmp_path / "first"))  # the folder of the run will do
+    second = run(model=str(tmp_path / "first"), original=morse.pretrained())  # the folder of the run will do
     assert second.metadata["base_model"] == str(tmp_path / "first")
     assert second.metadata["base_metadata"]["base_hash"] == potential_hash(morse.pretrained())
     assert second.metadata["base_hash"] != second.metadata["base_metadata"]["base_hash"]
