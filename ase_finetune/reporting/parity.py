@@ -47,7 +47,8 @@ def parity(frames: FrameRecord) -> Chart | Missing:
 def _caption(frames: FrameRecord) -> str:
     text = (
         "Each dot is a force component or a structure; the darker, the more of them. The closer to the line, the "
-        "better. Where the errors are too small to be seen beside the range of the labels, their difference is shown instead. "
+        "better. Where the errors are too small to be seen beside the range of the labels, their difference is shown "
+        "instead. "
         "Numbers are mean absolute errors. "
     )
     if frames.other_reference:
