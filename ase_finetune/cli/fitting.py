@@ -31,10 +31,18 @@ _DATA = (
     ),
     Option(
         "replay",
-        str | None,
+        list[str] | str | None,
         "embedded",
-        "Structures that stand for what must not be forgotten: embedded (a few hundred from MPtrj), a file, or null.",
+        "Structures that stand for what must not be forgotten: embedded (a few hundred from MPtrj), a file, null, or "
+        "several of them, such as embedded and the frames of an earlier round.",
         "FILE",
+    ),
+    Option(
+        "original",
+        str | None,
+        None,
+        "The pretrained model behind one that was fine-tuned before, where that does not know its file.",
+        "MODEL",
     ),
     HEAD,
     Option("members", int, 1, "More than 1: an ensemble, whose members hold out other frames each."),
@@ -81,6 +89,7 @@ def _run(options: Namespace, terminal: Terminal) -> int:
         relaxations=options.relaxations,
         valid_relaxations=options.valid_relaxations,
         replay=options.replay,
+        original=options.original,
         output=options.output,
         resume=options.resume,
         head=options.head,

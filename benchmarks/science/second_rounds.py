@@ -35,7 +35,7 @@ def liquid(data: Path, work: Path) -> dict[str, Path]:
     """Files of the frames of two rounds: the first half of the trajectory, and the second."""
     frames = [atoms for atoms in read(data / "licl_cocl2_periodic.xyz", index=":") if len(atoms) > 1]
     parts = {"first": frames[0:24:2], "second": frames[24:44:2][:10] + frames[25:29:2]}
-    parts |= {"first_unseen": frames[1:24:4], "second_unseen": frames[29:44:3]}
+    parts |= {"first_unseen": frames[1:24:4], "second_unseen": frames[29:44:2]}
     work.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
         write(work / f"{name}.extxyz", part, format="extxyz")
