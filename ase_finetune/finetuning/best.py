@@ -22,6 +22,9 @@ FEW = 5
 #: Paired standard errors by which a validation loss is clearly another than that before the first epoch.
 CLEARLY = 2.0
 
+#: Share of the validation loss that is worth gaining.
+WORTH = 0.02
+
 
 class Best:
     """The weights to keep, of all that were offered so far.
@@ -29,8 +32,8 @@ class Best:
     Those of the lowest validation loss among epochs that are clearly better than the weights before the first epoch: by
     more than :data:`CLEARLY` paired standard errors. With fewer examples than :data:`FEW` an epoch is kept rather than
     an earlier one of a lower loss, unless that is lower by more than their paired error. If no epoch is clearly better
-    the last one is kept, for training says what validation cannot; unless it is clearly worse. A single example has no
-    error: any difference is clear.
+    the last one is kept, for training says what validation cannot; unless validation excludes that it gains as much as
+    :data:`WORTH`. A single example has no error: any difference is clear.
 
     Attributes
     ----------
@@ -80,8 +83,8 @@ class Best:
                 )
                 if not (close or self._last):
                     return False
-            elif not (gain >= -error or self._last):
-                # No epoch was clearly better so far, and this one is clearly worse.
+            elif not (gain + error >= WORTH * start.loss or self._last):
+                # No epoch was clearly better so far, and this one gains nothing to speak of.
                 self.back_to_start()
                 return False
         self.epoch, self.errors, self.weights = epoch, errors, clones(potential.native_parameters())

@@ -115,8 +115,8 @@ class Kept:
             return "no step could be made"
         epoch = min(known, key=lambda number: known[number])
         return (
-            "no epoch was clearly better on validation than the model it started from, and the last one was worse "
-            f"(lowest validation loss: epoch {epoch}, {_percent(known[epoch])})"
+            "no epoch was clearly better on validation than the model it started from "
+            f"(validation loss: epoch {epoch} {_percent(known[epoch])}, the last one {_percent(known[max(known)])})"
         )
 
     def _remedy(self) -> str:

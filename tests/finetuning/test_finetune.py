@@ -555,7 +555,8 @@ def test_the_last_epoch_on_demand(monkeypatch, method):
         ([[1.0] * 5, [0.9, 0.8, 0.7, 0.8, 0.9], [0.6, 1.2, 1.2, 1.2, 0.6]], 1),
         # If none is, the last one, for training says what 0.02 +- 0.14 cannot,
         ([[1.0] * 5, [0.5, 1.2, 1.2, 1.2, 0.8], [0.5, 1.3, 1.2, 1.2, 0.9]], 2),
-        # ... unless it is clearly worse.
+        # ... unless it certainly gains nothing to speak of.
+        ([[1.0] * 5, [1.001, 0.999, 1.0, 1.001, 0.998]], 0),
         ([[1.0] * 5, [0.5, 1.2, 1.2, 1.2, 0.8], [1.1, 1.2, 1.3, 1.2, 1.1]], 0),
         ([[1.0] * 5, [1.1, 1.2, 1.3, 1.2, 1.1], [0.5, 1.3, 1.2, 1.2, 0.9]], 2),
     ],
@@ -573,7 +574,7 @@ def test_unchanged_is_said_everywhere(monkeypatch, tmp_path, capsys):
     assert morse.same_weights(calculator.potential, morse.pretrained())
     last_line = capsys.readouterr().out.splitlines()[-1]
     assert last_line.startswith("unchanged: no epoch was clearly better on validation than the model it started from")
-    assert "epoch 2, +20 %" in last_line
+    assert "(validation loss: epoch 2 +20 %, the last one +20 %)" in last_line
     assert (tmp_path / "run" / "log.txt").read_text(encoding="utf-8").splitlines()[-1] == last_line
     assert calculator.metadata["unchanged"] is True
     assert calculator.history[-1]["outcome"] == "unchanged"
