@@ -103,8 +103,8 @@ class FinetuneConfig:
         1e5, as published, for a raw one.
     keep
         ``"best"``: the weights with the lowest validation loss within the bound of ``max_forgetting``, those before
-        training if validation shows that nothing was gained; with fewer than five validation examples later ones, unless earlier
-        ones are better by more than the paired error. ``"last"``: those of the last epoch.
+        training if validation shows that nothing was gained; with fewer than five validation examples later ones,
+        unless earlier ones are better by more than the paired error. ``"last"``: those of the last epoch.
     max_forgetting
         Largest rise of the errors on the watched replay structures, of energies and of forces: 0.03 is 3 %. The
         strength of the penalty, where the method has one, adapts to it from ``ewc_lambda`` on, and weights that break
