@@ -41,7 +41,7 @@ def test_fit_through_relaxations(folder, capsys):
     ]
     places = ["--output", str(folder / "run"), "--replay", str(folder / "replay.extxyz"), "--device", "cpu"]
     assert main([*arguments, *options, *places, *NO_REPORT]) == 0
-    assert "valid strain" in capsys.readouterr().out
+    assert "strain   RMSD Å" in capsys.readouterr().out
     calculator = finetune(
         folder / "model",
         relaxations=files,
@@ -163,7 +163,7 @@ def test_the_options_are_those_of_the_config():
     values = {item.name: options[item.name] for item in fields(FinetuneConfig)}
     assert FinetuneConfig.from_options(values) == FinetuneConfig()
     extra = set(options) - set(values)
-    sources = {"model", "train", "valid", "relaxations", "valid_relaxations", "replay"}
+    sources = {"model", "train", "valid", "relaxations", "valid_relaxations", "replay", "original", "members"}
     assert extra == sources | {
         "config",
         "output",

@@ -46,7 +46,7 @@ def test_in_a_notebook():
     training, calculator, history = notebook.cells
     (picture,) = [item for item in training.outputs if item["output_type"] == "display_data"]
     html = picture["data"]["text/html"]
-    assert html.count("data:image/png;base64,") == 3
+    assert html.count("data:image/png;base64,") == 4  # forces, energies, loss, forgetting
     assert "last epochs: frames" in html
     assert html.count("<tr>") == 1 + 4  # titles, epochs 0 to 3
     assert "FinetunedCalculator" in calculator.outputs[0]["data"]["text/html"]
