@@ -33,9 +33,10 @@ def test_the_same_run_from_disk_and_from_memory(frames, database, method, worker
     in_memory = finetune(morse.pretrained(), frames, 0.3, **shared)
     streamed = finetune(morse.pretrained(), database, 0.3, stream=True, num_workers=workers, **shared)
     for one, other in zip(in_memory.history, streamed.history, strict=True):
-        told = {"stage", "seconds", "peak_memory_gb"}
+        told = {"stage", "seconds", "peak_memory_gb", "outcome"}
         first, second = ({k: v for k, v in row.items() if k not in told} for row in (one, other))
         assert first == pytest.approx(second, rel=1e-12, nan_ok=True)
+        assert one.get("outcome") == other.get("outcome")
     assert morse.same_weights(in_memory.potential, streamed.potential)
     assert in_memory.metadata["data"] == streamed.metadata["data"]
     assert in_memory.metadata["reference_offsets"] == pytest.approx(streamed.metadata["reference_offsets"], rel=1e-9)
