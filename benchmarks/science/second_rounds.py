@@ -71,7 +71,8 @@ def rounds(data: Path, work: Path, options: dict[str, Any], first: Path | None) 
 
 def _errors(potential: Potential, sets: dict[str, FrameSet]) -> dict[str, dict[str, float]]:
     names = ("forces_mae", "energy_mae", "energy_mae_aligned", "stress_mae")
-    return {name: {key: errors_on(potential, frames).get(key) for key in names} for name, frames in sets.items()}
+    found = {name: errors_on(potential, frames) for name, frames in sets.items()}
+    return {name: {key: errors.get(key) for key in names} for name, errors in found.items()}
 
 
 def ensemble(data: Path, work: Path, options: dict[str, Any]) -> dict[str, Any]:
