@@ -244,7 +244,7 @@ def read_frames(
     energy_key, forces_key, stress_key
         Keys of ``info``, ``arrays`` or ``calc.results`` that hold the labels (eV, eV/Å, eV/Å³ with
         ASE's sign; a key with "virial" in its name: virials in eV). By default they are searched as
-        told in :mod:`ase_finetune.data.labels`.
+        described in :mod:`ase_finetune.data.labels`.
     require_labels
         Refuse a set without any label.
     stream

@@ -22,7 +22,7 @@ def data_report(sets: Mapping[str, FrameSet], replay_elements: set[int] | None =
         In the order of the table, by the name to print. The elements of one called "replay" are not
         counted among the target's.
     replay_elements
-        Atomic numbers of the replay structures; their coverage of the target's elements is told.
+        Atomic numbers of the replay structures; their coverage of the target's elements is reported.
         Taken from the set called "replay" if there is one.
     """
     rows = [_HEADER, *(_row(name, frames) for name, frames in sets.items())]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
-from ase_finetune.data.frames import Frame, FrameSet
+from ase_finetune.data.frame import fingerprint
+from ase_finetune.data.frames import FrameSet
 from ase_finetune.errors import DataError, InputError
 
 # Whole trajectories go to validation unless that takes more than this multiple of the frames wanted.
@@ -132,8 +132,8 @@ def check_disjoint(train: FrameSet, valid: FrameSet) -> None:
     DataError
         Naming the frames of both sets.
     """
-    seen = {_fingerprint(frame): position for position, frame in enumerate(train)}
-    shared = [(seen[key], position) for position, frame in enumerate(valid) if (key := _fingerprint(frame)) in seen]
+    seen = {fingerprint(frame): position for position, frame in enumerate(train)}
+    shared = [(seen[key], position) for position, frame in enumerate(valid) if (key := fingerprint(frame)) in seen]
     if shared:
         pairs = "; ".join(f"{valid.describe(b)} is {train.describe(a)}" for a, b in shared[:5])
         more = f"; and {len(shared) - 5} more" if len(shared) > 5 else ""
@@ -225,12 +225,3 @@ def _blocks(groups: Sequence[list[int]], wanted: int, seed: int) -> tuple[list[i
     ends = sizes - number * quota
     picked = [index for group, end, size in zip(groups, ends, quota, strict=True) for index in group[end - size : end]]
     return picked, f"block {number + 1} of {folds} from the end" if number else "the last block"
-
-
-def _fingerprint(frame: Frame) -> bytes:
-    atoms = frame.atoms
-    sha = hashlib.sha256(np.asarray(atoms.numbers, dtype=np.int64).tobytes())
-    for values in (atoms.cell[:], atoms.positions):
-        # Adding 0 turns -0.0 into 0.0.
-        sha.update((np.round(np.asarray(values, dtype=np.float64), 4) + 0.0).tobytes())
-    return sha.digest()

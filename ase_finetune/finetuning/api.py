@@ -208,7 +208,7 @@ def _run(run: Context, sources: Sources, keeper: RunKeeper | None) -> FinetunedC
 
 
 def _report(keeper: RunKeeper, run: Context, stages: Stages, weights: Weights, history: list[dict[str, Any]]) -> None:
-    """Write the report. What goes wrong with it is told, and does not cost what was trained."""
+    """Write the report. What goes wrong with it is logged, and does not cost what was trained."""
     try:
         keeper.write_report(_record(run, stages, weights, history))
     except Exception as error:  # noqa: BLE001
@@ -270,7 +270,7 @@ def _fit(trainer: Trainer, keeper: RunKeeper | None) -> None:
 
 
 def _conclude(trainer: Trainer, log: Log) -> dict[str, Any]:
-    """Errors before and after on every set, told as a table."""
+    """Errors before and after on every set, logged as a table; what was kept and why."""
     kept = trainer.kept()
     trainer.rows[-1]["outcome"] = kept.label()
     before = {name: errors for name, errors in trainer.initial.items() if errors is not None}

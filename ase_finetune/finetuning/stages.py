@@ -87,7 +87,7 @@ class _Pairs:
 
 
 def prepare(run: Context, sources: Sources) -> Stages:
-    """Everything before step 1, told and entered into the metadata.
+    """Everything before step 1, logged and entered into the metadata.
 
     Raises
     ------

@@ -97,5 +97,5 @@ class Task(ABC):
         return []
 
     def notes(self) -> list[str]:
-        """What else has to be told about this epoch."""
+        """What else is logged of this epoch."""
         return []

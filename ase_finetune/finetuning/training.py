@@ -60,7 +60,7 @@ class Trainer:
     penalty
         EWC, or ``None``.
     log
-        Where epochs are told.
+        Where epochs are logged.
     processes
         Share the work; all make the same steps.
     """

@@ -57,7 +57,7 @@ class LivePicture:
             self._show()
 
     def skip(self, rows: int) -> None:
-        """What was told before the run was interrupted is not shown again."""
+        """Rows from before the run was interrupted are not shown again."""
 
     def close(self, failed: bool) -> None:
         """Show all epochs, unless showing them is what failed."""

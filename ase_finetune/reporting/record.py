@@ -140,7 +140,7 @@ class RunRecord:
         The rows of ``history.csv``: see :data:`ase_finetune.finetuning.history.FRAME_COLUMNS`. ``penalty`` is in
         units of the loss, ``peak_memory_gb`` that of the GPU, or else of the process.
     log
-        Lines told during the run.
+        Lines logged during the run.
     frames
         One for each set.
     drift

@@ -105,7 +105,7 @@ def stages(record: RunRecord) -> list[Stage]:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    """The stage of a row; the usual one where it is not told."""
+    """The stage of a row; the usual one where it is not named."""
     name = row.get("stage")
     return name if isinstance(name, str) else "frames"
 
