@@ -196,7 +196,8 @@ def test_lambda_grows_until_the_bound_is_kept():
 def test_lambda_shrinks_where_the_bound_allows_more():
     free, held = (run("ewc", max_forgetting=most, ewc_lambda=100.0) for most in (1.0, None))
     assert free.history[-1]["ewc_lambda"] < 10.0 < held.history[-1]["ewc_lambda"] == 100.0
-    assert gained(free) > gained(held)
+    # What little such a spring lets go is below what is kept.
+    assert free.history[-1]["score"] < 2 * held.history[-1]["score"] < 0
 
 
 @pytest.mark.parametrize("method", ["replay", "ewc", "reewc"])
