@@ -141,7 +141,7 @@ def test_stopped_after_every_step(name, tmp_path, stop_at):
 def test_stopped_within_a_bound(name, tmp_path, stop_at, monkeypatch):
     """The strength of the penalty, and weights that are to be drawn back, are part of a checkpoint."""
     monkeypatch.setattr(trust_region, "_FEWEST_STEPS", 1)
-    options = METHODS[name] | {"max_forgetting": 0.01}
+    options = METHODS[name] | {"max_forgetting": 0.05 if name == "relaxations" else 0.01}
     if name == "alternate":  # and without validation the last weights are drawn back
         options |= {"max_forgetting": 1e-3, "valid": None}
     whole = run(tmp_path / "whole", **options)
@@ -149,7 +149,7 @@ def test_stopped_within_a_bound(name, tmp_path, stop_at, monkeypatch):
     strengths = [row["ewc_lambda"] for row in whole.history]
     assert len(set(strengths)) == (1 if name == "naive" else len(strengths))
     told = (tmp_path / "whole" / "log.txt").read_text().count("drawn back")
-    assert told == (2 if name == "relaxations" else 1)
+    assert told == 1
     for number in STOPS.get(name, (1, 6, 12)):
         output = tmp_path / f"stopped{number}"
         stop_at(number)
