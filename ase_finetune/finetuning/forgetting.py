@@ -41,7 +41,7 @@ def relative_rise(
 
     Errors against labels of a reference rise from ``before`` to ``now``. Labels of the pretrained model itself (errors
     ``before`` that are rounding) measure how far predictions moved, d; the rise of the labelled error is estimated as
-    sqrt((T/2)² + d²) - T/2, with the typical error T of :data:`TYPICAL_ERRORS`.
+    (sqrt((T/2)² + d²) - T/2) / T, with the typical error T of :data:`TYPICAL_ERRORS`.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ class Forgotten:
         What the run allowed, per cent; NaN if it set no bound.
     labelled
         Whether the rise is of errors against reference labels. Otherwise it is estimated from the distance d to the
-        pretrained predictions, beside :data:`TYPICAL_ERRORS` T: sqrt((T/2)² + d²) - T/2.
+        pretrained predictions, beside :data:`TYPICAL_ERRORS` T: (sqrt((T/2)² + d²) - T/2) / T.
     """
 
     percent: float
