@@ -76,7 +76,8 @@ def hold_out(
     """Which members of a set are held out, keeping groups together where that is possible.
 
     Where whole groups are held out, they are drawn in a random order. Seed 0 draws first, seed 1 draws in the same way
-    from what seed 0 left, and so on; when what is left is less than half of what is wanted, another order is begun.
+    from what seed 0 left, and so on, then single groups of up to twice what is wanted; when what is left is less than
+    half of what is wanted, or more than twice, another order is begun.
     Where blocks are held out, seed 0 takes the last block of each group, seed 1 the block before it, and so on; after
     the first whole block it is the turn of the last again.
 
@@ -175,19 +176,21 @@ def _whole_groups(sizes: Mapping[str, int], wanted: int, seed: int) -> list[str]
 
 
 def _folds(sizes: Mapping[str, int], wanted: int, order: int) -> Iterator[list[str]]:
-    """Disjoint draws of whole groups from one random order; all but the first have at least half of what is wanted."""
+    """Disjoint choices of whole groups: draws from one random order, then single groups that are larger than wanted.
+
+    All draws but the first have at least half of what is wanted.
+    """
     names, smallest, total = list(sizes), min(sizes.values()), sum(sizes.values())
     left = [names[position] for position in np.random.default_rng(order).permutation(len(names))]
     chosen, left = _draw(left, sizes, wanted, smallest, total)
-    if not chosen:
-        small = [name for name in names if sizes[name] <= _TOLERATED_EXCESS * wanted]
-        yield from ([name] for name in sorted(small, key=sizes.__getitem__))
-        return
-    yield chosen
+    if chosen:
+        yield chosen
     while left and chosen:
         chosen, left = _draw(left, sizes, wanted, smallest, total)
         if 2 * sum(sizes[name] for name in chosen) >= wanted:
             yield chosen
+    large = [name for name in names if name in left and wanted <= sizes[name] <= _TOLERATED_EXCESS * wanted]
+    yield from ([name] for name in sorted(large, key=sizes.__getitem__))
 
 
 def _draw(

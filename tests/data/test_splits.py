@@ -73,6 +73,7 @@ def test_each_seed_holds_out_another_block(trajectory):
         ([1, 2, 3, 4] * 10, 0.2, 4),
         ([90, 5, 5], 5, 2),
         ([20, 10, 10, 10], 5, 3),  # as small as none of those wanted
+        ([2, 2, 3, 4, 4, 5], 2, 5),  # those that are larger come after those that fit
     ],
 )
 def test_seeds_are_folds_of_whole_trajectories(sizes, valid, folds):
