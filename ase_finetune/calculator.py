@@ -160,7 +160,7 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
             raise InputError("there are no atoms to evaluate; give them as atoms.calc = calculator")
         self._check_elements(structure.numbers)
         edges = self._neighbors.update(structure)
-        graph = AtomGraph.from_atoms(structure, self._neighbors.cutoff, dtype=self.potential.dtype, edges=edges)
+        graph = AtomGraph.from_atoms(structure, self._neighbors.cutoff, edges=edges)
         graph = graph.to(self._device)
         with torch.no_grad():
             members = [self.results_of(p.predict(graph), structure) for p in self.potentials]
@@ -241,7 +241,7 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
     def _graph(self, index: int, atoms: Atoms) -> AtomGraph:
         try:
             self._check_elements(atoms.numbers)
-            return AtomGraph.from_atoms(atoms, self._neighbors.cutoff, dtype=self.potential.dtype)
+            return AtomGraph.from_atoms(atoms, self._neighbors.cutoff)
         except InputError as error:
             raise InputError(f"structure {index}: {error}") from error
 

@@ -163,10 +163,12 @@ def residuals(prediction: Prediction, graph: AtomGraph) -> tuple[Residual, Resid
     assert graph.forces_mask is not None
     assert graph.stress_mask is not None
     structures = torch.arange(graph.num_graphs, device=graph.batch.device)
-    energy = ((prediction.energy - graph.energy) / graph.num_atoms)[:, None]
+    # Labels are float64: the difference to one is rounded, not the label.
+    dtype = prediction.energy.dtype
+    energy = ((prediction.energy - graph.energy) / graph.num_atoms)[:, None].to(dtype)
     forces = stress = None
     if prediction.forces is not None:
-        forces = Residual(prediction.forces - graph.forces, graph.forces_mask, graph.batch)
+        forces = Residual((prediction.forces - graph.forces).to(dtype), graph.forces_mask, graph.batch)
     if prediction.stress is not None:
-        stress = Residual((prediction.stress - graph.stress) * KBAR, graph.stress_mask, structures)
+        stress = Residual(((prediction.stress - graph.stress) * KBAR).to(dtype), graph.stress_mask, structures)
     return Residual(energy, graph.energy_mask, structures), forces, stress

@@ -141,7 +141,7 @@ def evaluate(
     on_structure: Callable[[], object] | None = None,
     processes: Processes = ALONE,
 ) -> Errors | None:
-    """Errors of a potential on labelled graphs in its dtype; ``None`` where there are no graphs.
+    """Errors of a potential on labelled graphs; ``None`` where there are no graphs.
 
     A batch has at most ``max_edges`` edges, and is halved if it does not fit into memory. Processes share the work, and
     all get the errors of the whole.

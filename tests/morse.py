@@ -81,7 +81,7 @@ def graphs(
     """Graphs in the potential's dtype, with the labels that the structures carry."""
     made = []
     for atoms in structures:
-        graph = AtomGraph.from_atoms(atoms, potential.cutoff, dtype=potential.dtype)
+        graph = AtomGraph.from_atoms(atoms, potential.cutoff)
         found = {} if atoms.calc is None else atoms.calc.results
         made.append(graph.with_labels(**{name: found[name] for name in labels if name in found}) if found else graph)
     return made

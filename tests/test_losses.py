@@ -17,7 +17,7 @@ KINDS = ("huber", "mse", "l1")
 
 
 def graph(atoms, **labels):
-    return AtomGraph.from_atoms(atoms, 3.0, dtype=torch.float64).with_labels(**labels)
+    return AtomGraph.from_atoms(atoms, 3.0).with_labels(**labels)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests import morse
 def single(predicted, **labels):
     """Prediction (energy, forces, stress) and labels of a dimer in a box."""
     atoms = Atoms("Si2", positions=[(0, 0, 0), (0, 0, 2)], cell=[4, 4, 4], pbc=True)
-    graph = AtomGraph.from_atoms(atoms, 3.0, dtype=torch.float64).with_labels(**labels)
+    graph = AtomGraph.from_atoms(atoms, 3.0).with_labels(**labels)
 
     def tensor(value):
         return None if value is None else torch.tensor(np.asarray(value, dtype=float))

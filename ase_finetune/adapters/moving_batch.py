@@ -113,6 +113,6 @@ class MovingBatch:
                 edges = neighbor_list(atoms, self.cutoff + self.skin)
             except InputError as error:
                 raise InputError(f"structure {index} of the batch: {error}") from error
-            graphs.append(AtomGraph.from_atoms(atoms, self.cutoff, dtype=positions.dtype, edges=edges))
+            graphs.append(AtomGraph.from_atoms(atoms, self.cutoff, edges=edges))
         graph = collate(graphs).to(positions.device)
         return _Built(graph, positions.detach().clone(), cell.detach().clone(), pbc.clone())

@@ -83,7 +83,7 @@ def evaluate_calculator(
     with Log(verbose).bar(len(graphs), frames.name) as bar:
         predictions = predict_many(potential, graphs, on_structure=bar.update, processes=processes)
     fitted = fit_reference(frames, [float(prediction.energy[0]) for prediction in predictions])
-    aligned = align(frames, fitted).graphs(potential.cutoff, potential.dtype)
+    aligned = align(frames, fitted).graphs(potential.cutoff)
     return Evaluation(
         frames.name,
         len(frames),

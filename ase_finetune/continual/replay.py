@@ -39,7 +39,7 @@ def pseudo_label(
     potential
         The pretrained model.
     graphs
-        One structure each, in the potential's dtype.
+        One structure each.
     cache
         Folder to keep the labels in, so that the same model labels the same structures only once.
     on_structure

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
-import torch
 from ase import Atoms
 
 from ase_finetune.data.frame import Frame, Summary, hash_frame, summarize
@@ -178,9 +177,7 @@ class FrameSet(Sequence[Frame]):
             hash_frame(sha, frame)
         return sha.hexdigest()
 
-    def graphs(
-        self, cutoff: float, dtype: torch.dtype = torch.float32, *, cache_bytes: int = CACHE_BYTES
-    ) -> Sequence[AtomGraph]:
+    def graphs(self, cutoff: float, *, cache_bytes: int = CACHE_BYTES) -> Sequence[AtomGraph]:
         """One labelled graph per frame; missing labels are masked.
 
         A list, or of a streamed set :class:`LazyGraphs`, which builds them when they are asked for.
@@ -189,8 +186,6 @@ class FrameSet(Sequence[Frame]):
         ----------
         cutoff
             Radius of the potential in Å.
-        dtype
-            Floating-point type of the graphs.
         cache_bytes
             How much memory the graphs of a streamed set may keep, in each process that builds some.
 
@@ -200,11 +195,11 @@ class FrameSet(Sequence[Frame]):
             If a structure cannot be evaluated; the message names the frame and the atom.
         """
         if isinstance(self.frames, StreamedFrames):
-            return LazyGraphs(self, cutoff, dtype, cache_bytes)
-        return [self.graph(position, cutoff, dtype) for position in range(len(self))]
+            return LazyGraphs(self, cutoff, cache_bytes)
+        return [self.graph(position, cutoff) for position in range(len(self))]
 
-    def graph(self, position: int, cutoff: float, dtype: torch.dtype = torch.float32) -> AtomGraph:
-        """The labelled graph of the frame at ``position``, with ``cutoff`` in Å and ``dtype`` as :meth:`graphs` tells.
+    def graph(self, position: int, cutoff: float) -> AtomGraph:
+        """The labelled graph of the frame at ``position``, with ``cutoff`` in Å.
 
         Raises
         ------
@@ -213,7 +208,7 @@ class FrameSet(Sequence[Frame]):
         """
         frame = self.frames[position]
         try:
-            graph = AtomGraph.from_atoms(frame.atoms, cutoff, dtype=dtype)
+            graph = AtomGraph.from_atoms(frame.atoms, cutoff)
         except InputError as error:
             raise DataError(f"frame {frame.index} of {self.name} ({frame.source}): {error}") from error
         return graph.with_labels(energy=frame.energy, forces=frame.forces, stress=frame.stress)

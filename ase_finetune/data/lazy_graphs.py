@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import torch
 
 from ase_finetune.data.streaming import StreamedFrames
 from ase_finetune.errors import InputError
@@ -36,19 +35,15 @@ class LazyGraphs(Sequence[AtomGraph]):
         A streamed set.
     cutoff
         Radius of the potential in Å.
-    dtype
-        Floating-point type of the graphs.
     cache_bytes
         Bound of the graphs that are kept; those used last are.
     """
 
-    def __init__(
-        self, frames: FrameSet, cutoff: float, dtype: torch.dtype = torch.float32, cache_bytes: int = CACHE_BYTES
-    ) -> None:
+    def __init__(self, frames: FrameSet, cutoff: float, cache_bytes: int = CACHE_BYTES) -> None:
         if not isinstance(frames.frames, StreamedFrames):
             raise InputError(f"LazyGraphs needs a streamed set, and {frames.name} is in memory")
         self._frames, self._streamed = frames, frames.frames
-        self._cutoff, self._dtype, self._cache_bytes = cutoff, dtype, cache_bytes
+        self._cutoff, self._cache_bytes = cutoff, cache_bytes
         self._cache: OrderedDict[int, AtomGraph] = OrderedDict()
         self._cached_bytes = 0
 
@@ -61,11 +56,11 @@ class LazyGraphs(Sequence[AtomGraph]):
     def __getitem__(self, index: slice) -> LazyGraphs: ...
     def __getitem__(self, index: int | slice) -> AtomGraph | LazyGraphs:
         if isinstance(index, slice):
-            return LazyGraphs(self._frames[index], self._cutoff, self._dtype, self._cache_bytes)
+            return LazyGraphs(self._frames[index], self._cutoff, self._cache_bytes)
         position = range(len(self))[index]
         graph = self._cache.get(position)
         if graph is None:
-            graph = self._frames.graph(position, self._cutoff, self._dtype)
+            graph = self._frames.graph(position, self._cutoff)
             self._streamed.remember_edges(position, self._cutoff, graph.num_edges)
             self._keep(position, graph)
         else:

@@ -25,6 +25,10 @@ CLEARLY = 2.0
 #: Share of the validation loss that is worth gaining.
 WORTH = 0.02
 
+#: Standard error of the loss of a single validation example, as a share of it: alone it has none that could be
+#: computed. Losses of other epochs that differ by less than twice as much are taken for chance.
+SINGLE = 0.05
+
 
 class Best:
     """The weights to keep, of all that were offered so far.
@@ -33,7 +37,7 @@ class Best:
     more than :data:`CLEARLY` paired standard errors. With fewer examples than :data:`FEW` an epoch is kept rather than
     an earlier one of a lower loss, unless that is lower by more than their paired error. If no epoch is clearly better
     the last one is kept, for training says what validation cannot; unless validation excludes that it gains as much as
-    :data:`WORTH`. A single example has no error: any difference is clear.
+    :data:`WORTH`. The error of a single example is taken to be :data:`SINGLE`.
 
     Attributes
     ----------
@@ -71,7 +75,7 @@ class Best:
         """Take the weights of an epoch if they are to be kept rather than those so far."""
         now, start = errors["valid"], self._start[0]["valid"]
         if now is not None and start is not None:
-            gain, error = start.loss - now.loss, CLEARLY * _paired_error(now, start, single=0.0)
+            gain, error = start.loss - now.loss, CLEARLY * _paired_error(now, start, single=SINGLE * start.loss)
             better = gain > error
             if better and (self._lowest is None or now.loss < self._lowest.loss):
                 self.lowest_epoch, self._lowest = epoch, now

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ase_finetune.data.loading import GraphLoader
@@ -42,7 +41,7 @@ class FrameTask(Task):
     Parameters
     ----------
     train
-        Labelled graphs in the dtype of the potential that is trained, and how they are worked on.
+        Labelled graphs, and how they are worked on.
     valid
         Labelled graphs.
     config
@@ -101,7 +100,7 @@ class FrameBatches:
     potential
         What is trained.
     graphs
-        Labelled graphs in its dtype, a list or lazy ones.
+        Labelled graphs, a list or lazy ones.
     loss
         The loss.
     budget
@@ -164,7 +163,7 @@ class FrameBatches:
     def _piece_loss(
         self, graphs: Mapping[int, AtomGraph], counts: LabelCounts, sums: ErrorSums | None, examples: list[int]
     ) -> PieceLoss:
-        batch = on_device(collate([graphs[index] for index in examples]), self._potential.device)
+        batch = collate([graphs[index] for index in examples]).to(self._potential.device)
         prediction = self._potential.predict(
             batch, forces=self._loss.needs_forces, stress=self._loss.needs_stress, create_graph=True
         )
@@ -172,11 +171,6 @@ class FrameBatches:
         # Without its graph, which would live until the last piece is done.
         found = prediction.detach()
         return PieceLoss(value, lambda: None if sums is None else sums.add(found, batch))
-
-
-def on_device(batch: AtomGraph, device: torch.device) -> AtomGraph:
-    """A batch on its way to a device; to a GPU from page-locked memory, while the program goes on."""
-    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
 
 def edge_budget(

@@ -95,14 +95,14 @@ def target_notes(frames: TargetFrames, config: FinetuneConfig) -> list[str]:
 
 
 def labelled_graphs(potential: Potential, frames: FrameSet) -> Sequence[AtomGraph]:
-    """Graphs with labels in the potential's dtype; unknown elements raise and name the frame."""
+    """Graphs with labels; unknown elements raise and name the frame."""
     unknown = set(frames.elements) - set(potential.numbers)
     for frame in frames if unknown else ():
         try:
             potential.check_numbers(frame.atoms.numbers)
         except InputError as error:
             raise DataError(f"frame {frame.index} of {frames.name} ({frame.source}): {error}") from error
-    return frames.graphs(potential.cutoff, potential.dtype)
+    return frames.graphs(potential.cutoff)
 
 
 class Target(NamedTuple):

@@ -42,7 +42,7 @@ class OldStructures(NamedTuple):
 
     def graphs(self, potential: Potential) -> list[AtomGraph]:
         """All of them, the used ones first, with the labels of their file."""
-        return list(self.frames.graphs(potential.cutoff, potential.dtype))
+        return list(self.frames.graphs(potential.cutoff))
 
     @property
     def describe(self) -> Callable[[int], str]:

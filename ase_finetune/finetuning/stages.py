@@ -286,7 +286,7 @@ def _target_energies(run: Context, pairs: PairSet) -> list[float]:
     )
 
     def predict() -> list[float]:
-        graphs = frames.graphs(run.potential.cutoff, run.potential.dtype)
+        graphs = frames.graphs(run.potential.cutoff)
         predictions = predict_many(run.potential, graphs, forces=False, stress=False, processes=run.processes)
         return [float(prediction.energy[0]) for prediction in predictions]
 

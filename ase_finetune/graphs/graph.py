@@ -13,12 +13,17 @@ from ase import Atoms
 from torch import Tensor
 
 from ase_finetune.errors import InputError
+from ase_finetune.graphs.edges import GROUP, Edges, by_receiver
 from ase_finetune.graphs.neighbors import FloatArray, IntArray, neighbor_list
+from ase_finetune.graphs.sending import send
 
 
 @dataclass(frozen=True)
 class AtomGraph:
     """Structures as one graph: n atoms in b structures, joined by e directed edges.
+
+    All floating-point numbers are float64, whatever the potential computes in: it casts the vectors of the edges, not
+    the positions, so that forces are the same wherever an atom is.
 
     Attributes
     ----------
@@ -31,10 +36,14 @@ class AtomGraph:
         Atomic numbers.
     edge_index : (2, e) int64
         Indices i and j of each edge, counted over the whole batch.
-    edge_shift : (e, 3)
-        Integer cell shifts: the edge's vector is ``x[j] - x[i] + shift @ cell``.
+    edge_shift : (e, 3) float32
+        Whole cell shifts: the edge's vector is ``x[j] - x[i] + shift @ cell``.
     batch : (n,) int64
         The structure each atom belongs to, ascending.
+    num_atoms : (b,) int64
+        Number of atoms of each structure.
+    filled : (e,) bool or None
+        Of a graph whose edges lie in slots (:meth:`arranged`): False where a slot holds no edge.
     energy : (b,) or None
         Label in eV, with ``energy_mask`` (b,) False where it is missing (the value is then 0).
     forces : (n, 3) or None
@@ -50,6 +59,8 @@ class AtomGraph:
     edge_index: Tensor
     edge_shift: Tensor
     batch: Tensor
+    num_atoms: Tensor
+    filled: Tensor | None = None
     energy: Tensor | None = None
     forces: Tensor | None = None
     stress: Tensor | None = None
@@ -58,14 +69,7 @@ class AtomGraph:
     stress_mask: Tensor | None = None
 
     @classmethod
-    def from_atoms(
-        cls,
-        atoms: Atoms,
-        cutoff: float,
-        *,
-        dtype: torch.dtype = torch.float32,
-        edges: tuple[IntArray, FloatArray] | None = None,
-    ) -> AtomGraph:
+    def from_atoms(cls, atoms: Atoms, cutoff: float, *, edges: tuple[IntArray, FloatArray] | None = None) -> AtomGraph:
         """Graph of one structure, without labels.
 
         Parameters
@@ -74,8 +78,6 @@ class AtomGraph:
             Structure; positions and cell in Å.
         cutoff
             Radius of the edges in Å (not used when ``edges`` are given).
-        dtype
-            Floating-point type of positions, cell and shifts.
         edges
             ``(edge_index, edge_shift)`` of an existing neighbour list.
 
@@ -87,13 +89,14 @@ class AtomGraph:
         edge_index, edge_shift = neighbor_list(atoms, cutoff) if edges is None else edges
         # torch.tensor copies: a graph must not change when its atoms do.
         return cls(
-            positions=torch.tensor(atoms.positions, dtype=dtype),
-            cell=torch.tensor(np.asarray(atoms.cell[:])[None], dtype=dtype),
+            positions=torch.tensor(atoms.positions, dtype=torch.float64),
+            cell=torch.tensor(np.asarray(atoms.cell[:])[None], dtype=torch.float64),
             pbc=torch.tensor(np.asarray(atoms.pbc)[None]),
             numbers=torch.tensor(atoms.numbers, dtype=torch.int64),
             edge_index=torch.as_tensor(edge_index),
-            edge_shift=torch.as_tensor(edge_shift, dtype=dtype),
+            edge_shift=torch.as_tensor(edge_shift, dtype=torch.float32),
             batch=torch.zeros(len(atoms), dtype=torch.int64),
+            num_atoms=torch.tensor([len(atoms)]),
         )
 
     @property
@@ -107,41 +110,89 @@ class AtomGraph:
         return self.edge_index.shape[1]
 
     @property
-    def num_atoms(self) -> Tensor:
-        """(b,) number of atoms of each structure."""
-        return torch.bincount(self.batch, minlength=self.num_graphs)
-
-    @property
     def volume(self) -> Tensor:
         """(b,) cell volumes in Å³; 0 where a structure has no cell."""
-        determinant: Tensor = torch.linalg.det(self.cell)
-        return determinant.abs()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating-point type of the positions."""
-        return self.positions.dtype
+        return triple_product(self.cell).abs()
 
     def edge_vectors(self) -> Tensor:
         """(e, 3) vectors from i to j in Å, differentiable in positions and cell."""
         i, j = self.edge_index
-        vectors = self.positions[j] - self.positions[i]
+        vectors = self.positions.index_select(0, j) - self.positions.index_select(0, i)
+        shift = self.edge_shift.to(vectors.dtype)
         if self.num_graphs == 1:
-            return vectors + self.edge_shift @ self.cell[0]
-        return vectors + torch.einsum("ei,eij->ej", self.edge_shift, self.cell[self.batch[i]])
+            return vectors + shift @ self.cell[0]
+        return vectors + torch.einsum("ei,eij->ej", shift, self.cell[self.batch[i]])
 
-    def edges_within(self, cutoff: float) -> tuple[Tensor, Tensor]:
-        """Edges shorter than ``cutoff`` (Å): ``edge_index`` (2, e') and vectors (e', 3) in Å.
+    def edges_within(self, cutoff: float, dtype: torch.dtype) -> Edges:
+        """Edges shorter than ``cutoff`` (Å), their vectors in a floating-point type.
 
         Neighbour lists with a skin hold longer edges, and a potential may be anything beyond its
-        cutoff (SevenNet's cutoff function is not clamped), so every evaluation drops them.
+        cutoff (SevenNet's cutoff function is not clamped), so every evaluation leaves them out: by dropping them, or,
+        where edges lie in slots, by marking them, so that no shape depends on where the atoms are.
+
+        Parameters
+        ----------
+        cutoff
+            Å.
+        dtype
+            Of the vectors: they are formed in float64 and then rounded.
         """
         vectors = self.edge_vectors()
         inside = vectors.detach().square().sum(dim=1) < cutoff * cutoff
-        if bool(inside.all()):
-            return self.edge_index, vectors
-        kept = inside.nonzero().squeeze(1)
-        return self.edge_index.index_select(1, kept), vectors.index_select(0, kept)
+        vectors = vectors.to(dtype)
+        if self.filled is not None:
+            inside = inside & self.filled
+            # Anything finite beyond every cutoff: what is made of it is multiplied by zero.
+            vectors = torch.where(inside[:, None], vectors, cutoff + _FAR)
+            return Edges(self.edge_index, vectors, inside[:, None].to(dtype))
+        if not bool(inside.all()):
+            kept = inside.nonzero().squeeze(1)
+            return Edges(self.edge_index.index_select(1, kept), vectors.index_select(0, kept))
+        return Edges(self.edge_index, vectors)
+
+    def arranged(self) -> AtomGraph:
+        """The same structures with their edges in slots, as :class:`Edges` describes it, for any number of evaluations.
+
+        Nothing has to be read back from a device to evaluate it, and no shape depends on where the atoms are.
+        """
+        if self.filled is not None:
+            return self
+        index, shift = self.edge_index, self.edge_shift
+        order, filled = by_receiver(index[0], len(self.numbers))
+        if not self.num_edges:  # one group of empty slots
+            index, shift = index.new_zeros((2, 1)), shift.new_zeros((1, 3))
+        receivers = index[0].index_select(0, order[::GROUP]).repeat_interleave(GROUP)
+        senders = torch.where(filled, index[1].index_select(0, order), receivers)
+        shift = shift.index_select(0, order) * filled[:, None]
+        return self.replace(edge_index=torch.stack([receivers, senders]), edge_shift=shift, filled=filled)
+
+    def padded(self, atoms: int, slots: int) -> AtomGraph:
+        """The same structures and one more of so many atoms that there are ``atoms``, and empty slots up to ``slots``.
+
+        Parameters
+        ----------
+        atoms, slots
+            At least as many as there are; slots in whole groups.
+        """
+        graph = self.arranged()
+        more, empty = atoms - len(graph.numbers), slots - graph.num_edges
+        device = graph.numbers.device
+
+        def zeros(like: Tensor, *shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=like.dtype, device=device)
+
+        return graph.replace(
+            positions=torch.cat([graph.positions, zeros(graph.positions, more, 3)]),
+            cell=torch.cat([graph.cell, zeros(graph.cell, 1, 3, 3)]),
+            pbc=torch.cat([graph.pbc, zeros(graph.pbc, 1, 3)]),
+            numbers=torch.cat([graph.numbers, graph.numbers[:1].expand(more)]),
+            # Empty slots add nothing, to the last atom: receivers stay in ascending order.
+            edge_index=torch.cat([graph.edge_index, zeros(graph.edge_index, 2, empty) + (atoms - 1)], dim=1),
+            edge_shift=torch.cat([graph.edge_shift, zeros(graph.edge_shift, empty, 3)]),
+            batch=torch.cat([graph.batch, zeros(graph.batch, more) + graph.num_graphs]),
+            num_atoms=torch.cat([graph.num_atoms, zeros(graph.num_atoms, 1) + more]),
+            filled=None if graph.filled is None else torch.cat([graph.filled, zeros(graph.filled, empty)]),
+        ).without_labels()
 
     def replace(self, **changes: Any) -> AtomGraph:
         """A copy with some fields replaced; the tensors are shared.
@@ -188,35 +239,20 @@ class AtomGraph:
             # One row may come without its leading 1; anything else (transposed forces) is an accident.
             if tuple(tensor.shape) != shape and (1, *tensor.shape) != shape:
                 raise InputError(f"{name} label has shape {tuple(tensor.shape)}, expected {shape}")
-            fields[name] = tensor.reshape(shape).to(self.dtype)
+            fields[name] = tensor.reshape(shape).double()
         return self.replace(**fields)
 
-    def to(
-        self,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        non_blocking: bool = False,
-    ) -> AtomGraph:
-        """The graph on another device, or with another floating-point type.
-
-        With ``non_blocking``, copies of a pinned graph to a GPU go on while the program does.
+    def to(self, device: torch.device | str) -> AtomGraph:
+        """The graph on another device: on any but the CPU with its edges in slots, copied while the program goes on.
 
         Parameters
         ----------
-        device, dtype
-            As for :meth:`torch.Tensor.to`; ``None`` leaves it. Whole numbers keep their type.
+        device
+            As for :meth:`torch.Tensor.to`.
         """
-
-        def move(value: Tensor) -> Tensor:
-            wanted = dtype if value.is_floating_point() else None
-            return value.to(device=device, dtype=wanted, non_blocking=non_blocking)
-
-        return self.replace(**{name: move(value) for name, value in self.tensors().items()})
-
-    def pin_memory(self) -> AtomGraph:
-        """A copy in page-locked memory, from which copies to a GPU can run in the background."""
-        return self.replace(**{name: value.pin_memory() for name, value in self.tensors().items()})
+        device = torch.device(device)
+        graph = self if device.type == "cpu" or self.positions.device == device else self.arranged()
+        return graph.replace(**{name: send(value, device) for name, value in graph.tensors().items()})
 
     @property
     def num_bytes(self) -> int:
@@ -230,6 +266,15 @@ class AtomGraph:
 
 
 _LABELS = ("energy", "forces", "stress")
+
+# Å beyond the cutoff, where all functions of a distance are finite, and zero where they have a cutoff of their own.
+_FAR = 10.0
+
+
+def triple_product(cell: Tensor) -> Tensor:
+    """(b,) determinants of cells (b, 3, 3): a factorisation would make a GPU wait."""
+    product: Tensor = torch.linalg.cross(cell[:, 0], cell[:, 1]) * cell[:, 2]
+    return product.sum(dim=1)
 
 
 def collate(graphs: Sequence[AtomGraph]) -> AtomGraph:
@@ -256,9 +301,13 @@ def collate(graphs: Sequence[AtomGraph]) -> AtomGraph:
     labelled = {graph.energy is not None for graph in graphs}
     if len(labelled) > 1:
         raise InputError("cannot join structures with and without labels in one batch")
+    if len({graph.filled is None for graph in graphs}) > 1:
+        raise InputError("cannot join graphs with and without slots in one batch")
     atoms = _offsets([len(graph.numbers) for graph in graphs])
     structures = _offsets([graph.num_graphs for graph in graphs])
-    names = ["positions", "cell", "pbc", "numbers", "edge_shift"]
+    names = ["positions", "cell", "pbc", "numbers", "edge_shift", "num_atoms"]
+    if graphs[0].filled is not None:
+        names.append("filled")
     if labelled == {True}:
         names += [*_LABELS, *(f"{name}_mask" for name in _LABELS)]
     return AtomGraph(

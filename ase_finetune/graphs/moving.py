@@ -22,7 +22,7 @@ class MovingGraph:
         Where they start; not changed.
     cutoff, skin
         Å. Edges up to ``cutoff + skin`` are kept and rebuilt for a structure when one may be missing.
-    dtype, device
+    device
         Of the graphs.
     """
 
@@ -31,12 +31,11 @@ class MovingGraph:
         structures: Sequence[Atoms],
         cutoff: float,
         skin: float,
-        dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
         self._atoms = [Atoms(a.numbers, positions=a.positions, cell=a.cell[:], pbc=a.pbc) for a in structures]
         self._lists = [SkinNeighborList(cutoff, skin) for _ in structures]
-        self._dtype, self._device = dtype, device
+        self._device = device
         self._sizes = [len(atoms) for atoms in self._atoms]
         # The graph as it was joined, and how many lists had been built then: a selection shares them.
         self._graph: AtomGraph | None = None
@@ -80,17 +79,16 @@ class MovingGraph:
             return None, failures
         if self._graph is None or self.rebuilds != self._built:
             graphs = [
-                AtomGraph.from_atoms(atoms, 0.0, dtype=self._dtype, edges=pairs)
-                for atoms, pairs in zip(self._atoms, edges, strict=True)
+                AtomGraph.from_atoms(atoms, 0.0, edges=pairs) for atoms, pairs in zip(self._atoms, edges, strict=True)
             ]
             self._graph = collate(graphs).to(self._device)
             self._built = self.rebuilds
         x, h = positions.detach(), cell.detach()
-        return self._graph.replace(positions=x.to(self._device, self._dtype), cell=h.to(self._device, self._dtype)), {}
+        return self._graph.replace(positions=x.to(self._device), cell=h.to(self._device)), {}
 
     def select(self, structures: Sequence[int]) -> MovingGraph:
         """Some of the ``structures`` by their positions, with the neighbour lists they have."""
-        chosen = MovingGraph([], 0.0, 0.0, self._dtype, self._device)
+        chosen = MovingGraph([], 0.0, 0.0, self._device)
         chosen._atoms = [self._atoms[index] for index in structures]
         chosen._lists = [self._lists[index] for index in structures]
         chosen._sizes = [self._sizes[index] for index in structures]
@@ -98,7 +96,7 @@ class MovingGraph:
 
     def joined(self, other: MovingGraph) -> MovingGraph:
         """The structures of this batch and of an ``other`` one, with the neighbour lists they have."""
-        both = MovingGraph([], 0.0, 0.0, self._dtype, self._device)
+        both = MovingGraph([], 0.0, 0.0, self._device)
         both._atoms = self._atoms + other._atoms
         both._lists = self._lists + other._lists
         both._sizes = self._sizes + other._sizes

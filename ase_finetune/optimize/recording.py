@@ -122,7 +122,7 @@ class Recording:
         if graph is None:
             raise InputError(failures[0])
         potential = self._calculator.potential
-        graph = graph.replace(positions=positions.to(potential.dtype), cell=cell.to(potential.dtype)[None])
+        graph = graph.replace(positions=positions, cell=cell[None])
         energies = potential.energies(graph).double()
         return energies.sum() + float(np.sum(self._calculator.reference_energies(self._atoms)))
 

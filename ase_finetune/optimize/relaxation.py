@@ -111,7 +111,7 @@ class Relaxation:
         self.potential = potential
         self.method = method
         self.coordinates = Coordinates.of(structures, cell, device=potential.device)
-        self._graph = MovingGraph(structures, potential.cutoff, skin, potential.dtype, potential.device)
+        self._graph = MovingGraph(structures, potential.cutoff, skin, potential.device)
         start = torch.cat([torch.tensor(atoms.positions, dtype=torch.float64) for atoms in structures])
         self._start = start.to(potential.device)
 
@@ -129,10 +129,9 @@ class Relaxation:
 
     def evaluate(self, state: RelaxationState, graph: AtomGraph, *, create_graph: bool = False) -> Evaluation:
         """Forces at a state; ``graph`` has its edges."""
-        dtype = self.potential.dtype
         positions, cell = self.coordinates.structure(state.coordinates)
         prediction = self.potential.predict(
-            graph.replace(positions=positions.to(dtype), cell=cell.to(dtype)),
+            graph.replace(positions=positions, cell=cell),
             # Of a fixed cell it is only for the results, which no gradient is taken of.
             stress=self.coordinates.cell is not None or not create_graph,
             create_graph=create_graph,

@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from ase_finetune.errors import InputError
-from ase_finetune.graphs import AtomGraph
+from ase_finetune.graphs import AtomGraph, Edges
 
 
 @dataclass(frozen=True)
@@ -82,22 +82,21 @@ class Potential(nn.Module, ABC):
         return False
 
     @abstractmethod
-    def atomic_energies(self, graph: AtomGraph, edge_index: Tensor, vectors: Tensor) -> Tensor:
+    def atomic_energies(self, graph: AtomGraph, edges: Edges) -> Tensor:
         """Per-atom energies from edge vectors.
 
         Parameters
         ----------
         graph
             Numbers and batch indices; its positions must not be used, so that forces and stress
-            follow from ``vectors`` alone.
-        edge_index : (2, e)
-            Edges i -> j shorter than the cutoff.
-        vectors : (e, 3)
-            Å, from i to j.
+            follow from the vectors alone.
+        edges
+            Edges i -> j and their vectors in the potential's floating-point type. Those that do not count must add
+            nothing: :meth:`Edges.mask` is for what is made of each edge before it is summed.
 
         Returns
         -------
-        (n,) energies in eV, differentiable in ``vectors`` and the parameters.
+        (n,) energies in eV, differentiable in the vectors and the parameters.
         """
 
     @abstractmethod
@@ -145,8 +144,7 @@ class Potential(nn.Module, ABC):
 
     def energies(self, graph: AtomGraph) -> Tensor:
         """(n,) per-atom energies of ``graph`` in eV, differentiable in positions, cell and parameters."""
-        edge_index, vectors = graph.edges_within(self.cutoff)
-        return self.atomic_energies(graph, edge_index, vectors)
+        return self.atomic_energies(graph, graph.edges_within(self.cutoff, self.dtype))
 
     def forward(self, graph: AtomGraph) -> Tensor:
         """Same as :meth:`energies` of ``graph``."""
@@ -165,7 +163,7 @@ class Potential(nn.Module, ABC):
         Parameters
         ----------
         graph
-            Structures on the potential's device, in its dtype.
+            Structures on the potential's device.
         forces, stress
             What to compute besides the energy.
         create_graph
@@ -177,10 +175,11 @@ class Potential(nn.Module, ABC):
             return Prediction(energies, _sum_by(energies, graph.batch, graph.num_graphs))
         constant = contextlib.nullcontext() if create_graph else _constant_parameters(self.native)
         with torch.enable_grad(), constant:
-            edge_index, vectors = graph.edges_within(self.cutoff)
-            if not vectors.requires_grad:
-                vectors = vectors.detach().requires_grad_()
-            energies = self.atomic_energies(graph, edge_index, vectors)
+            edges = graph.edges_within(self.cutoff, self.dtype)
+            if not edges.vectors.requires_grad:
+                edges = edges.with_vectors(edges.vectors.detach().requires_grad_())
+            vectors = edges.vectors
+            energies = self.atomic_energies(graph, edges)
             energy = _sum_by(energies, graph.batch, graph.num_graphs)
             gradient: Tensor | None = torch.autograd.grad(
                 energy.sum(), vectors, create_graph=create_graph, retain_graph=create_graph, allow_unused=True
@@ -192,8 +191,8 @@ class Potential(nn.Module, ABC):
         return Prediction(
             energies,
             energy,
-            _forces(gradient, edge_index, len(graph.numbers)) if forces else None,
-            _stress(gradient, vectors, edge_index, graph) if stress else None,
+            _forces(gradient, edges.index, len(graph.numbers)) if forces else None,
+            _stress(gradient, vectors, edges.index, graph) if stress else None,
         )
 
     def check_numbers(self, graph_or_numbers: AtomGraph | Any) -> None:
@@ -280,4 +279,4 @@ def _stress(gradient: Tensor, vectors: Tensor, edge_index: Tensor, graph: AtomGr
     virial = _sum_by(products, graph.batch[edge_index[0]], graph.num_graphs)
     volume = graph.volume
     inverse = torch.where(volume > 0, 1 / volume.clamp(min=1e-12), torch.zeros_like(volume))
-    return virial * inverse[:, None]
+    return virial * inverse[:, None].to(virial.dtype)

@@ -61,7 +61,7 @@ def predict_many(
     Parameters
     ----------
     potential
-        The graphs are moved to its device; they must have its dtype.
+        The graphs are moved to its device.
     graphs
         One structure each.
     forces, stress

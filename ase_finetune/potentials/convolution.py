@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ase_finetune.potentials.arrangement import GROUP, Arrangement, arrange
+from ase_finetune.graphs import Edges
+from ase_finetune.graphs.edges import GROUP
+from ase_finetune.potentials.arrangement import Arrangement
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Convolution:
         features : (n, inputs)
             Of the atoms, in e3nn's layout.
         harmonics : (s, h)
-            Of the edge in each slot.
+            Of the edge in each slot; 0 where it is empty.
         weights : (s, w)
             Of the edge in each slot, in e3nn's order.
         arrangement
@@ -75,7 +77,6 @@ class Convolution:
         (atoms, outputs) in e3nn's layout, differentiable twice in all three.
         """
         results: list[tuple[int, Tensor]] = []
-        harmonics = harmonics * arrangement.filled
         # Split, not sliced path by path: the gradient is then put together once.
         parts = weights.split(self._channels, dim=1)
         for block, coefficients in zip(self._blocks, self._coefficients, strict=True):
@@ -220,7 +221,10 @@ def _agrees(convolution: Convolution, product: Any) -> bool:
     harmonics, weights = random(8, product.irreps_in2.dim), random(8, product.weight_numel)
     messages = product(features[senders], harmonics, weights)
     expected = features.new_zeros(3, convolution.outputs).index_add(0, receivers, messages)
-    edges = arrange(senders, receivers, 3, features.dtype)
-    found = convolution(features, harmonics[edges.order], weights[edges.order], edges)
+    # The position of an edge in place of its vector says which one lies in a slot.
+    positions = torch.arange(8.0, dtype=features.dtype, device=buffer.device)[:, None]
+    edges = Edges(torch.stack([receivers, senders]), positions).in_slots(3)
+    slots = edges.vectors.long().squeeze(1)
+    found = convolution(features, edges.mask(harmonics[slots]), weights[slots], Arrangement.of(edges, 3))
     tolerance = 100 * torch.finfo(features.dtype).eps
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ase_finetune.errors import CheckpointError, UntrustedFileError
 from ase_finetune.files import file_hash
-from ase_finetune.graphs import AtomGraph
-from ase_finetune.potentials.arrangement import arrange
+from ase_finetune.graphs import AtomGraph, Edges
+from ase_finetune.potentials.arrangement import Arrangement
 from ase_finetune.potentials.base import Potential, choose_head
 from ase_finetune.potentials.convolution import Convolution, FusedConvolutions
 from ase_finetune.potentials.imports import LOAD_ERRORS, import_backend, unchanged_environment
@@ -30,8 +30,9 @@ _STRUCTURE_FEATURES = {"total_charge": 0.0, "total_spin": 1.0}
 class MACEPotential(Potential):
     """A MACE model.
 
-    MACE makes its edge vectors as ``x[receiver] - x[sender] + shift``. It is called with all
-    positions zero and our vectors as shifts, so its energy depends on the vectors alone.
+    MACE makes its edge vectors as ``x[receiver] - x[sender] + shift``, where the receiver is the atom i whose edges
+    are summed. It is called with all positions zero and the reverse of our vectors as shifts, so its energy depends on
+    the vectors alone.
 
     Models with embeddings of charge and spin (MACE-OMOL) are evaluated as neutral singlets.
 
@@ -121,31 +122,31 @@ class MACEPotential(Potential):
                 parameter.requires_grad_()
         return potential
 
-    def atomic_energies(self, graph: AtomGraph, edge_index: Tensor, vectors: Tensor) -> Tensor:
-        num_atoms = graph.num_atoms
+    def atomic_energies(self, graph: AtomGraph, edges: Edges) -> Tensor:
+        num_atoms, dtype = len(graph.numbers), edges.vectors.dtype
         types = self._type_index[graph.numbers]
+        convolutions = self._convolutions if self._convolutions.usable() and edges.index.shape[1] else None
+        if convolutions is not None:
+            edges = edges.in_slots(num_atoms)
         data: dict[str, Tensor] = {
-            "positions": vectors.new_zeros((len(graph.numbers), 3)),
-            "shifts": vectors,
-            "edge_index": edge_index,
-            "node_attrs": nn.functional.one_hot(types, len(self.numbers)).to(vectors.dtype),
+            "positions": edges.vectors.new_zeros((num_atoms, 3)),
+            "shifts": -edges.vectors,
+            "edge_index": edges.index.flip(0),
+            "node_attrs": nn.functional.one_hot(types, len(self.numbers)).to(dtype),
             "batch": graph.batch,
-            "ptr": nn.functional.pad(num_atoms.cumsum(0), (1, 0)),
-            "cell": graph.cell.detach().reshape(-1, 3),
+            "ptr": nn.functional.pad(graph.num_atoms.cumsum(0), (1, 0)),
+            "cell": graph.cell.detach().to(dtype).reshape(-1, 3),
             "head": graph.batch.new_full((graph.num_graphs,), self._head_index),
         }
         for name, value in self._features.items():
-            data[name] = vectors.new_full((graph.num_graphs,), value)
-        model = self.native
-        if self._convolutions.usable() and edge_index.shape[1]:
-            model = _with_convolutions(model, self._convolutions)
-        out = model(data, compute_force=False)
+            data[name] = edges.vectors.new_full((graph.num_graphs,), value)
+        out = _with_edges(self.native, edges, num_atoms, convolutions)(data, compute_force=False)
         energies: Tensor = out["node_energy"]  # float64 in every model, by construction
         if hasattr(self.native, "embedding_readout"):
             # MACE counts the energy of the embedding in the total only: share it among the atoms.
             total = energies.new_zeros(graph.num_graphs).index_add(0, graph.batch, energies)
-            energies = energies + ((out["energy"] - total) / num_atoms)[graph.batch]
-        return energies.to(vectors.dtype)
+            energies = energies + ((out["energy"] - total) / graph.num_atoms)[graph.batch]
+        return energies.to(dtype)
 
     def architecture(self) -> dict[str, Any]:
         """JSON-able description from which :meth:`from_architecture` rebuilds the module.
@@ -179,14 +180,27 @@ class MACEPotential(Potential):
 class _Convolve(nn.Module):
     """In the place of a tensor product, where MACE leaves gathering and summing to it, as to fused kernels."""
 
-    def __init__(self, convolution: Convolution) -> None:
+    def __init__(self, convolution: Convolution, arrangement: Arrangement) -> None:
         super().__init__()
-        self._convolution = convolution
+        self._convolution, self._arrangement = convolution, arrangement
 
     def forward(self, features: Tensor, harmonics: Tensor, weights: Tensor, edge_index: Tensor) -> Tensor:
-        edges = arrange(edge_index[0], edge_index[1], len(features), features.dtype)
-        slots = edges.order
-        return self._convolution(features, harmonics.index_select(0, slots), weights.index_select(0, slots), edges)
+        del edge_index  # the arrangement is of the same edges
+        return self._convolution(features, harmonics, weights, self._arrangement)
+
+
+class _Masked(nn.Module):
+    """In the place of a module that makes features of edges: zero for those that do not count."""
+
+    def __init__(self, module: nn.Module, edges: Edges) -> None:
+        super().__init__()
+        self._module, self._edges = module, edges
+
+    def forward(self, *inputs: Tensor) -> Any:
+        made = self._module(*inputs)
+        if isinstance(made, tuple):  # radial features, and the cutoff function where they do not contain it
+            return tuple(None if part is None else self._edges.mask(part) for part in made)
+        return self._edges.mask(made)
 
 
 def _tensor_products(native: nn.Module) -> dict[str, nn.Module]:
@@ -198,14 +212,24 @@ def _tensor_products(native: nn.Module) -> dict[str, nn.Module]:
     return {str(index): block.conv_tp for index, block in enumerate(blocks)}
 
 
-def _with_convolutions(native: Any, convolutions: FusedConvolutions) -> Any:
-    """The model with other convolutions; it shares all else with the given one, which is not touched."""
+def _with_edges(native: Any, edges: Edges, num_atoms: int, convolutions: FusedConvolutions | None) -> Any:
+    """The model with other convolutions, and features of edges masked; it shares all else with the given one."""
+    if edges.inside is None:
+        return native
     blocks = nn.ModuleList()
     for index, block in enumerate(native.interactions):
-        view = _view(block, conv_tp=_Convolve(convolutions[str(index)]))
-        view.conv_fusion = True
+        parts = _masked(block, edges, "density_fn")  # it sees the elements of a pair, too: it is not zero without them
+        if convolutions is not None:
+            parts["conv_tp"] = _Convolve(convolutions[str(index)], Arrangement.of(edges, num_atoms))
+        view = _view(block, **parts)
+        if convolutions is not None:
+            view.conv_fusion = True
         blocks.append(view)
-    return _view(native, interactions=blocks)
+    return _view(native, interactions=blocks, **_masked(native, edges, "spherical_harmonics", "radial_embedding"))
+
+
+def _masked(module: Any, edges: Edges, *names: str) -> dict[str, nn.Module]:
+    return {name: _Masked(getattr(module, name), edges) for name in names if hasattr(module, name)}
 
 
 def _view(module: nn.Module, **submodules: nn.Module) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ase_finetune.errors import InputError
 from ase_finetune.files import write_text
-from ase_finetune.graphs import AtomGraph
+from ase_finetune.graphs import AtomGraph, Edges
 from ase_finetune.potentials.base import Potential
 
 
@@ -69,18 +69,18 @@ class MorsePotential(Potential):
         self.register_buffer("_index", index, persistent=False)
         self._index: Tensor
 
-    def atomic_energies(self, graph: AtomGraph, edge_index: Tensor, vectors: Tensor) -> Tensor:
-        i, j = self._index[graph.numbers][edge_index]
+    def atomic_energies(self, graph: AtomGraph, edges: Edges) -> Tensor:
+        i, j = self._index[graph.numbers][edges.index]
         parameters = self.native
         depth = (parameters["depth"][i] * parameters["depth"][j]).sqrt()
         width = 0.5 * (parameters["width"][i] + parameters["width"][j])
         distance = 0.5 * (parameters["distance"][i] + parameters["distance"][j])
-        r = torch.linalg.vector_norm(vectors, dim=1)
+        r = torch.linalg.vector_norm(edges.vectors, dim=1)
         x = r / self.cutoff
         smooth = 1 - x**3 * (10 - 15 * x + 6 * x**2)
         pairs = depth * ((1 - torch.exp(-width * (r - distance))) ** 2 - 1) * smooth
         own: Tensor = parameters["shift"][self._index[graph.numbers]]
-        return own.index_add(0, edge_index[0], 0.5 * pairs)
+        return own.index_add(0, edges.index[0], 0.5 * edges.mask(pairs))
 
     def architecture(self) -> dict[str, Any]:
         return {"numbers": list(self.numbers), "cutoff": self.cutoff}

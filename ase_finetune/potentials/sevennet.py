@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ase_finetune.errors import CheckpointError, InputError
-from ase_finetune.graphs import AtomGraph
-from ase_finetune.potentials.arrangement import Arrangement, arrange, in_chunks
+from ase_finetune.graphs import AtomGraph, Edges
+from ase_finetune.potentials.arrangement import Arrangement, in_chunks
 from ase_finetune.potentials.base import Potential, choose_head, plain_values
 from ase_finetune.potentials.bounds import BoundedBuild, check_numbers
 from ase_finetune.potentials.convolution import FusedConvolutions
@@ -40,7 +40,10 @@ _MODEL_KEYS = """
     cuequivariance_config use_flash_tp use_oeq
     """.split()
 
-_DATA_KEYS = "EDGE_VEC EDGE_IDX ATOMIC_NUMBERS NODE_FEATURE ATOM_TYPE BATCH NUM_ATOMS MODAL_TYPE ATOMIC_ENERGY".split()
+_DATA_KEYS = """
+    EDGE_VEC EDGE_IDX EDGE_EMBEDDING EDGE_ATTR ATOMIC_NUMBERS NODE_FEATURE ATOM_TYPE BATCH NUM_ATOMS MODAL_TYPE
+    ATOMIC_ENERGY
+    """.split()
 
 
 class SevenNetPotential(Potential):
@@ -124,17 +127,16 @@ class SevenNetPotential(Potential):
         """True from sevenn 0.11 on, which sorts the weights of its convolutions when it loads older checkpoints."""
         return sorts_weights(_installed_version())
 
-    def atomic_energies(self, graph: AtomGraph, edge_index: Tensor, vectors: Tensor) -> Tensor:
-        keys = self._keys
+    def atomic_energies(self, graph: AtomGraph, edges: Edges) -> Tensor:
+        keys, num_atoms = self._keys, len(graph.numbers)
         types = self._type_index[graph.numbers]
-        edges = None
-        if self._convolutions.usable() and edge_index.shape[1]:
-            edges = arrange(edge_index[1], edge_index[0], len(graph.numbers), vectors.dtype)
-            # Empty slots hold a copy of an edge, which the convolutions leave out.
-            edge_index, vectors = edge_index.index_select(1, edges.order), vectors.index_select(0, edges.order)
+        arrangement = None
+        if self._convolutions.usable() and edges.index.shape[1]:
+            edges = edges.in_slots(num_atoms)
+            arrangement = Arrangement.of(edges, num_atoms)
         data: dict[str, Tensor] = {
-            keys.EDGE_VEC: vectors,
-            keys.EDGE_IDX: edge_index,
+            keys.EDGE_VEC: edges.vectors,
+            keys.EDGE_IDX: edges.index,
             keys.ATOMIC_NUMBERS: graph.numbers,
             keys.NODE_FEATURE: types,
             keys.ATOM_TYPE: types,
@@ -144,12 +146,15 @@ class SevenNetPotential(Potential):
         if self._modality is not None:
             data[keys.MODAL_TYPE] = graph.batch.new_full((graph.num_graphs,), self._modality)
         for name, module in self.native.named_children():
-            if edges is not None and name in self._convolutions:
-                data = self._convolve(name, module, data, edges)
+            if arrangement is not None and name in self._convolutions:
+                data = self._convolve(name, module, data, arrangement)
             else:
                 data = module(data)
+            if name == "edge_embedding":
+                for key in (keys.EDGE_EMBEDDING, keys.EDGE_ATTR):
+                    data[key] = edges.mask(data[key])
             if "onehot" in name:  # sevenn's one-hot modules return float32 whatever the model's dtype is
-                _cast_floats(data, vectors.dtype)
+                _cast_floats(data, edges.vectors.dtype)
             if keys.ATOMIC_ENERGY in data:
                 break
         return data[keys.ATOMIC_ENERGY].squeeze(1)

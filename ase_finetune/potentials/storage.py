@@ -229,7 +229,7 @@ def _probe(potential: Potential) -> AtomGraph:
     symbols = [chemical_symbols[potential.numbers[index]] for index in (0, -1, -1, 0)]
     step = 0.6 * potential.cutoff
     chain = Atoms(symbols, positions=[(0, 0, 0), (step, 0, 0), (step, step, 0), (step, 0.5 * step, step)])
-    return AtomGraph.from_atoms(chain, potential.cutoff, dtype=potential.dtype).to(potential.device)
+    return AtomGraph.from_atoms(chain, potential.cutoff).to(potential.device)
 
 
 def _check_target(path: Path, overwrite: bool) -> None:

@@ -18,6 +18,6 @@ def warm_up(potential: Potential) -> None:
     """
     number = potential.numbers[0]
     pair = Atoms([number, number], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.6 * potential.cutoff]])
-    graph = AtomGraph.from_atoms(pair, potential.cutoff, dtype=potential.dtype).to(potential.device)
+    graph = AtomGraph.from_atoms(pair, potential.cutoff).to(potential.device)
     with torch.no_grad():
         potential.predict(graph)

@@ -298,6 +298,5 @@ class _Run:
         if graph is None:
             raise InputError(f"the final structures cannot be evaluated: {failures}")
         positions, cell = self.relaxation.coordinates.structure(state.coordinates)
-        dtype = self.relaxation.potential.dtype
-        graph = graph.replace(positions=positions.to(dtype), cell=cell.to(dtype))
+        graph = graph.replace(positions=positions, cell=cell)
         return self.relaxation.potential.predict(graph, forces=False, stress=False).energy.double()

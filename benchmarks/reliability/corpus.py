@@ -80,7 +80,7 @@ def structures(count: int = 3) -> list[Atoms]:
 def energy(potential: Potential) -> dict[str, Any]:
     """What a potential says about a structure, exactly."""
     atoms = structures(1)[0]
-    graph = AtomGraph.from_atoms(atoms, potential.cutoff, dtype=potential.dtype)
+    graph = AtomGraph.from_atoms(atoms, potential.cutoff)
     with torch.no_grad():
         return {"energy": float(potential.energies(graph).sum()), "numbers": list(potential.numbers)}
 

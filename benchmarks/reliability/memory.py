@@ -119,7 +119,7 @@ def _rattled(atoms: Atoms, count: int) -> list[Atoms]:
 def _labelled(atoms: Atoms, calculator: FinetunedCalculator, potential: Potential) -> AtomGraph:
     (result,) = calculator.calculate_many([atoms])
     labels = {name: result[name] for name in ("energy", "forces", "stress")}
-    return AtomGraph.from_atoms(atoms, potential.cutoff, dtype=potential.dtype).with_labels(**labels)
+    return AtomGraph.from_atoms(atoms, potential.cutoff).with_labels(**labels)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -40,7 +40,7 @@ def make_fisher(model: str, how: dict[str, Any], path: Path, replay: Sequence[At
     potential, _ = load_potential(model)
     size = int(how.get("size", 100))
     frames = read_frames(list(replay or embedded_replay())[:size], name="replay", require_labels=False)
-    graphs = list(frames.graphs(potential.cutoff, potential.dtype))
+    graphs = list(frames.graphs(potential.cutoff))
     scales = {"forces": {"energy_scale": _NOTHING}, "energies": {"forces_scale": _NOTHING}}
     options: dict[str, Any] = scales.get(how["kind"], {})
     if how["kind"] == "uniform":

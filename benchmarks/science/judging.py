@@ -69,13 +69,13 @@ def _judged(data: Path, name: str, how: int | Mapping[str, Any] | None) -> Frame
 
 def errors_on(potential: Potential, frames: FrameSet, offsets: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Errors on one set; ``energy_mae_aligned`` is that after the best per-element offsets, meV/atom."""
-    graphs = list(frames.graphs(potential.cutoff, potential.dtype))
+    graphs = list(frames.graphs(potential.cutoff))
     predictions = predict_many(potential, graphs)
     fitted = fit_reference(frames, [float(prediction.energy[0]) for prediction in predictions])
     moved = ReferenceOffsets({atomic_numbers[symbol]: value for symbol, value in (offsets or {}).items()})
 
     def energy_mae(reference: ReferenceOffsets) -> float:
-        return measure(predictions, list(align(frames, reference).graphs(potential.cutoff, potential.dtype))).energy_mae
+        return measure(predictions, list(align(frames, reference).graphs(potential.cutoff))).energy_mae
 
     found = measure(predictions, graphs).to_dict() | {"frames": len(frames), "energy_mae_target": energy_mae(moved)}
     if len(frames) >= 2 * fitted.rank:  # else offsets could explain anything

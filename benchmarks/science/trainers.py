@@ -142,8 +142,7 @@ class Judge:
     def __init__(self, valid: Chosen, old: Chosen, device: torch.device) -> None:
         self._potential, _ = load_potential(MODEL, device=device)
         self._sets = {
-            name: chosen.frames.graphs(self._potential.cutoff, self._potential.dtype)
-            for name, chosen in {"target": valid, "old": old}.items()
+            name: chosen.frames.graphs(self._potential.cutoff) for name, chosen in {"target": valid, "old": old}.items()
         }
 
     def __call__(self, path: Path) -> dict[str, dict[str, float | None]]:

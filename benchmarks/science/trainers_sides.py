@@ -138,7 +138,7 @@ def ours_one_by_one(work: Work, folder: Path) -> Iterator[dict[str, Any]]:
 
 def _trainer(work: Work, potential: Potential) -> Trainer:
     config, log = work.config, Log(verbose=False)
-    new, old = (chosen.frames.graphs(potential.cutoff, potential.dtype) for chosen in (work.target, work.replay))
+    new, old = (chosen.frames.graphs(potential.cutoff) for chosen in (work.target, work.replay))
     budget = edge_budget(potential, [new, old], config, log)
     task = FrameTask(FrameBatches(potential, new, config.loss, budget), [], config)
     named, anchor = dict(potential.native_parameters()), load_anchor(work.anchor)

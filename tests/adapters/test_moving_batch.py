@@ -24,11 +24,11 @@ def tensors(structures: list[Atoms]) -> dict[str, torch.Tensor]:
 
 
 def lengths(graph: AtomGraph, cutoff: float) -> torch.Tensor:
-    return graph.edges_within(cutoff)[1].norm(dim=1).sort().values
+    return graph.edges_within(cutoff, graph.positions.dtype).vectors.norm(dim=1).sort().values
 
 
 def assert_complete(graph: AtomGraph, structures: list[Atoms], cutoff: float) -> None:
-    anew = collate([AtomGraph.from_atoms(atoms, cutoff, dtype=torch.float64) for atoms in structures])
+    anew = collate([AtomGraph.from_atoms(atoms, cutoff) for atoms in structures])
     assert torch.allclose(lengths(graph, cutoff), lengths(anew, cutoff), atol=1e-10)
     assert torch.equal(graph.batch, anew.batch)
 

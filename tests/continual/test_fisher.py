@@ -101,7 +101,7 @@ def test_empirical_default_is_the_published_loss():
 def test_empirical_is_a_mean_not_a_square_of_the_mean():
     """Two structures with opposite residuals: the gradients cancel, their squares do not."""
     potential = morse.pretrained().double()
-    graph = AtomGraph.from_atoms(morse.silicon(1, 1)[0], potential.cutoff, dtype=torch.float64)
+    graph = AtomGraph.from_atoms(morse.silicon(1, 1)[0], potential.cutoff)
     energy = float(potential.predict(graph).energy[0])
     loss = Loss("mse", forces_weight=0, stress_weight=0)
     pair = empirical_fisher(potential, [graph.with_labels(energy=energy + sign) for sign in (1, -1)], loss)
@@ -191,7 +191,7 @@ def test_gaussian_is_unbiased(max_edges):
     """Every entry within a few standard errors of the exact diagonal, alone and two in a batch."""
     potential = morse.pretrained().double()
     structures = [morse.silicon(1, 1)[0][:3], morse.oxide(1, 2)[0][:4]]
-    graphs = [AtomGraph.from_atoms(atoms, potential.cutoff, dtype=torch.float64) for atoms in structures]
+    graphs = [AtomGraph.from_atoms(atoms, potential.cutoff) for atoms in structures]
     exact = exact_gaussian(potential, graphs, 0.05, 0.2)
     draws = 1000
     fisher = gaussian_fisher(potential, graphs, energy_scale=0.05, forces_scale=0.2, draws=draws, max_edges=max_edges)
@@ -225,7 +225,7 @@ def test_gaussian_forces_alone():
 def test_gaussian_scales():
     """Energy alone: the shift of an element has (n_z / (N s_E))^2, exactly known in the mean."""
     potential = morse.pretrained().double()
-    graph = AtomGraph.from_atoms(morse.oxide(1, 2)[0], potential.cutoff, dtype=torch.float64)
+    graph = AtomGraph.from_atoms(morse.oxide(1, 2)[0], potential.cutoff)
     exact = exact_gaussian(potential, [graph], 0.02, 0.1)
     assert exact["shift"].tolist() == pytest.approx([(0.5 / 0.02) ** 2] * 2, rel=1e-10)
     small, large = (

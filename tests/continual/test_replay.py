@@ -26,7 +26,7 @@ def counted(monkeypatch):
 
 
 def bare(structures, potential):
-    return [AtomGraph.from_atoms(atoms, potential.cutoff, dtype=potential.dtype) for atoms in structures]
+    return [AtomGraph.from_atoms(atoms, potential.cutoff) for atoms in structures]
 
 
 def same_labels(one, two):

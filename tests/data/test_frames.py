@@ -104,7 +104,7 @@ def test_graphs_carry_labels_and_masks(trajectory):
     del trajectory[1].calc.results["stress"]
     del trajectory[1].calc.results["energy"]
     frames = read_frames(trajectory[:2])
-    batch = collate(frames.graphs(4.0, torch.float64))
+    batch = collate(frames.graphs(4.0))
     assert batch.energy is not None
     assert batch.energy_mask is not None
     assert batch.stress_mask is not None
@@ -113,7 +113,7 @@ def test_graphs_carry_labels_and_masks(trajectory):
     assert batch.stress_mask.tolist() == [True, False]
     assert bool(batch.forces_mask.all())
     assert float(batch.energy[0]) == frames[0].energy
-    assert batch.dtype == torch.float64
+    assert batch.energy.dtype == batch.positions.dtype == torch.float64
 
 
 def test_graphs_name_the_frame():

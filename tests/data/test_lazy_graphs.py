@@ -32,8 +32,8 @@ def same(one: AtomGraph, other: AtomGraph) -> bool:
 
 
 def test_graphs_are_those_of_a_set_in_memory(frames):
-    lazy = frames.graphs(4.0, torch.float64)
-    built = FrameSet("train", list(frames)).graphs(4.0, torch.float64)
+    lazy = frames.graphs(4.0)
+    built = FrameSet("train", list(frames)).graphs(4.0)
     assert isinstance(lazy, LazyGraphs)
     assert isinstance(built, list)
     assert len(lazy) == len(built) == 60
@@ -57,7 +57,7 @@ def test_edges_are_counted_once_for_all_views(frames, monkeypatch):
     edges = frames.graphs(4.5, cache_bytes=0).edges
     assert sorted(built) == list(range(60))
     changed = frames.with_energies([0.0] * 60).select([7, 2])
-    assert changed.graphs(4.5, torch.float64).edges == [edges[7], edges[2]]
+    assert changed.graphs(4.5).edges == [edges[7], edges[2]]
     assert len(built) == 60
     assert frames.graphs(3.5).edges != edges
 

@@ -31,8 +31,8 @@ def frames(request, tmp_path, trajectory) -> FrameSet:
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_batches_come_in_the_order_asked_for(frames, num_workers, dtype):
-    expected = FrameSet("train", list(frames)).graphs(4.0, dtype)
-    loader = GraphLoader(frames.graphs(4.0, dtype), num_workers=num_workers)
+    expected = FrameSet("train", list(frames)).graphs(4.0)
+    loader = GraphLoader(frames.graphs(4.0), num_workers=num_workers)
     for order in (ORDER, ORDER[::-1]):
         batches = list(loader.batches(order))
         assert [len(batch) for batch in batches] == [len(batch) for batch in order]
@@ -48,7 +48,7 @@ def test_workers_build_the_graphs(frames, monkeypatch):
 
     monkeypatch.setattr(FrameSet, "graph", marked)
     monkeypatch.setattr(module, "_context", lambda: "fork")
-    loader = GraphLoader(frames.graphs(4.0, torch.float64), num_workers=2)
+    loader = GraphLoader(frames.graphs(4.0), num_workers=2)
     epochs = [{int(graph.energy) for batch in loader.batches(ORDER) for graph in batch} for _ in range(2)]
     assert len(epochs[0]) == 2
     assert os.getpid() not in epochs[0]

@@ -611,7 +611,7 @@ def test_fisher_information_is_that_of_the_pretrained_model(desk):
     frames = read_frames(OLD, require_labels=False)
     watching = np.linspace(0, 11, 4).round().astype(int)
     used = [k for k in range(12) if k not in watching][:6]
-    graphs = frames.select(used).graphs(pretrained.cutoff, pretrained.dtype)
+    graphs = frames.select(used).graphs(pretrained.cutoff)
     expected = gaussian_fisher(pretrained, graphs)
     assert calculator.metadata["fisher"]["divided_by_mean"] == pytest.approx(expected.mean, rel=1e-6)
 

@@ -15,8 +15,8 @@ STRUCTURES = helpers.structures()
 POTENTIAL = MorsePotential([1, 6, 8, 14], depth=[0.2, 0.5, 0.7, 1.0], distance=[1.0, 1.5, 1.4, 2.4]).double()
 
 
-def graph_of(name, dtype=torch.float64, **labels):
-    graph = AtomGraph.from_atoms(STRUCTURES[name], POTENTIAL.cutoff, dtype=dtype)
+def graph_of(name, **labels):
+    graph = AtomGraph.from_atoms(STRUCTURES[name], POTENTIAL.cutoff)
     return graph.with_labels(**labels) if labels else graph
 
 
@@ -26,7 +26,7 @@ def test_fields_of_one_structure():
     edge_index, edge_shift = neighbor_list(atoms, 4.0)
     assert graph.num_graphs == 1
     assert graph.num_edges == edge_index.shape[1]
-    assert graph.dtype == graph.cell.dtype == graph.edge_shift.dtype == torch.float32
+    assert graph.positions.dtype == graph.cell.dtype == torch.float64
     assert graph.numbers.tolist() == atoms.numbers.tolist()
     assert graph.num_atoms.tolist() == [len(atoms)]
     assert graph.pbc.tolist() == [[True, True, True]]
@@ -43,7 +43,7 @@ def test_no_cell_no_volume():
 def test_graph_does_not_follow_its_atoms():
     atoms = bulk("Si", cubic=True)
     forces = np.ones((8, 3))
-    graph = AtomGraph.from_atoms(atoms, 4.0, dtype=torch.float64).with_labels(forces=forces)
+    graph = AtomGraph.from_atoms(atoms, 4.0).with_labels(forces=forces)
     before = [value.clone() for value in (graph.positions, graph.cell, graph.pbc, graph.numbers)]
     atoms.set_cell(atoms.cell[:] * 1.1, scale_atoms=True)
     atoms.numbers[:] = 32
@@ -56,10 +56,12 @@ def test_graph_does_not_follow_its_atoms():
 
 def test_edges_within_drops_the_skin():
     atoms = STRUCTURES["bulk"]
-    exact = AtomGraph.from_atoms(atoms, 4.0, dtype=torch.float64)
-    skinned = AtomGraph.from_atoms(atoms, 5.5, dtype=torch.float64)
+    exact = AtomGraph.from_atoms(atoms, 4.0)
+    skinned = AtomGraph.from_atoms(atoms, 5.5)
     assert skinned.num_edges > exact.num_edges
-    edge_index, vectors = skinned.edges_within(4.0)
+    edges = skinned.edges_within(4.0, torch.float64)
+    edge_index, vectors = edges.index, edges.vectors
+    assert edges.inside is None
     assert edge_index.shape[1] == exact.num_edges
     assert vectors.norm(dim=1).max() < 4.0
     key = lambda index, v: sorted((*i, *x) for i, x in zip(index.T.tolist(), v.tolist(), strict=True))  # noqa: E731
@@ -70,7 +72,8 @@ def test_edges_within_keeps_the_gradient():
     graph = graph_of("bulk")
     positions = graph.positions.clone().requires_grad_()
     cell = graph.cell.clone().requires_grad_()
-    _, vectors = graph.replace(positions=positions, cell=cell).edges_within(4.0)
+    vectors = graph.replace(positions=positions, cell=cell).edges_within(4.0, torch.float32).vectors
+    assert vectors.dtype == torch.float32
     assert vectors.shape[0] < graph.num_edges
     gradients = torch.autograd.grad(vectors.square().sum(), (positions, cell))
     assert all(gradient.abs().max() > 0 for gradient in gradients)
@@ -114,14 +117,14 @@ def test_labelled_and_unlabelled_do_not_mix():
 def test_labels_and_masks():
     atoms = STRUCTURES["skewed"]
     forces, stress = np.arange(12.0).reshape(4, 3), np.arange(6.0)
-    full = graph_of("skewed", dtype=torch.float32, energy=-3.5, forces=forces, stress=stress)
+    full = graph_of("skewed", energy=-3.5, forces=forces, stress=stress)
     assert (full.energy.tolist(), full.stress.tolist()) == ([-3.5], [stress.tolist()])
-    assert torch.equal(full.forces, torch.as_tensor(forces, dtype=torch.float32))
+    assert torch.equal(full.forces, torch.as_tensor(forces))
     assert all(mask.all() for mask in (full.energy_mask, full.forces_mask, full.stress_mask))
     assert (full.energy_mask.shape, full.forces_mask.shape, full.stress_mask.shape) == ((1,), (len(atoms),), (1,))
-    assert full.energy.dtype == full.forces.dtype == full.stress.dtype == torch.float32
+    assert full.energy.dtype == full.forces.dtype == full.stress.dtype == torch.float64
 
-    partial = graph_of("skewed", dtype=torch.float32, forces=forces)
+    partial = graph_of("skewed", forces=forces)
     assert (partial.energy.tolist(), partial.energy_mask.tolist()) == ([0.0], [False])
     assert (partial.stress.tolist(), partial.stress_mask.tolist()) == ([[0.0] * 6], [False])
     batch = collate([partial, full])
@@ -165,29 +168,13 @@ def test_energy_as_scalar_or_one_row(energy):
     assert graph_of("skewed", energy=energy).energy.tolist() == [-1.5]
 
 
-def test_to_changes_floats_only():
-    graph = graph_of("skewed", dtype=torch.float32, energy=1.0, forces=np.ones((4, 3)))
-    double = graph.to(dtype=torch.float64)
-    floats = ("positions", "cell", "edge_shift", "energy", "forces", "stress")
-    assert {getattr(double, name).dtype for name in floats} == {torch.float64}
-    for name in ("numbers", "edge_index", "batch"):
-        assert getattr(double, name).dtype == torch.int64
-    for name in ("pbc", "energy_mask", "forces_mask", "stress_mask"):
-        assert getattr(double, name).dtype == torch.bool
-    torch.testing.assert_close(double.positions.float(), graph.positions, rtol=0, atol=0)
-    assert graph.dtype == torch.float32
-    unlabelled = graph.without_labels().to("cpu")
-    assert unlabelled.dtype == torch.float32
-    assert unlabelled.energy is None
-
-
 def test_bytes_of_its_tensors():
-    graph = graph_of("skewed", dtype=torch.float32)
+    graph = graph_of("skewed")
     atoms, edges = 4, graph.num_edges
     # Numbers, structures and ends of edges have 8 bytes, pbc has 1, all else 4.
-    assert graph.num_bytes == 4 * (3 * atoms + 9 + 3 * edges) + 3 + 8 * (2 * atoms + 2 * edges)
+    assert graph.num_bytes == 8 * (3 * atoms + 9) + 4 * 3 * edges + 3 + 8 * (2 * atoms + 2 * edges + 1)
     labelled = graph.with_labels(energy=1.0)
-    assert labelled.num_bytes == graph.num_bytes + 4 * (1 + 3 * atoms + 6) + (1 + atoms + 1)
+    assert labelled.num_bytes == graph.num_bytes + 8 * (1 + 3 * atoms + 6) + (1 + atoms + 1)
 
 
 def test_bad_structures_are_refused():

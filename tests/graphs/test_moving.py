@@ -24,7 +24,7 @@ def structures() -> list[Atoms]:
 
 
 def moving(atoms=None, dtype=torch.float64):
-    return MovingGraph(structures() if atoms is None else atoms, CUTOFF, SKIN, dtype)
+    return MovingGraph(structures() if atoms is None else atoms, CUTOFF, SKIN)
 
 
 def tensors(atoms):
@@ -91,9 +91,8 @@ def test_only_what_moved_far_is_rebuilt():
 def test_the_structures_given_are_not_changed_and_nothing_carries_a_gradient():
     atoms = structures()
     positions, cell = tensors(atoms)
-    graphs = MovingGraph(atoms, CUTOFF, SKIN, torch.float32)
+    graphs = MovingGraph(atoms, CUTOFF, SKIN)
     graph = graphs.update((positions + 0.1).requires_grad_(), cell.requires_grad_())[0]
-    assert graph.dtype == graph.cell.dtype == graph.edge_shift.dtype == torch.float32
     assert not graph.positions.requires_grad
     assert not graph.cell.requires_grad
     for one, original in zip(atoms, structures(), strict=True):
@@ -153,7 +152,7 @@ def test_a_selection_that_rebuilds_does_not_leave_the_others_with_old_edges():
 @pytest.mark.parametrize("skin", [0.0, 2.0])
 def test_edges_with_any_skin(skin):
     atoms, rng = structures(), np.random.default_rng(3)
-    graphs = MovingGraph(atoms, CUTOFF, skin, torch.float64)
+    graphs = MovingGraph(atoms, CUTOFF, skin)
     for _ in range(5):
         assert_complete(graphs.update(*tensors(atoms))[0], atoms)
         step(atoms, rng)

@@ -209,7 +209,7 @@ def test_single_precision_potentials(cell):
     state = relaxation.start()
     graph, _ = relaxation.graph(state)
     evaluation = relaxation.evaluate(state, graph)
-    assert graph.dtype == evaluation.prediction.energy.dtype == torch.float32
+    assert evaluation.prediction.energy.dtype == torch.float32
     assert state.coordinates.dtype == evaluation.forces.dtype == evaluation.fmax.dtype == torch.float64
     exact = Relaxation(potential(), METHODS["fire"], crystals(), cell)
     expected = exact.evaluate(exact.start(), exact.graph(exact.start())[0])
@@ -240,7 +240,7 @@ def test_evaluation_of_a_state():
     fixed = relaxation.coordinates.free == 0
     assert (evaluation.forces[fixed] == 0).all()
     for k, one in enumerate(atoms):
-        direct = potential().predict(AtomGraph.from_atoms(one, 4.0, dtype=torch.float64))
+        direct = potential().predict(AtomGraph.from_atoms(one, 4.0))
         assert float(evaluation.energy[k]) == pytest.approx(float(direct.energy), abs=1e-10)
         free = np.ones(len(one), dtype=bool)
         free[one.constraints[0].index if one.constraints else []] = False

@@ -66,7 +66,7 @@ def potential(request):
 
 
 def graph_of(atoms, potential):
-    return AtomGraph.from_atoms(atoms, potential.cutoff, dtype=torch.float64)
+    return AtomGraph.from_atoms(atoms, potential.cutoff)
 
 
 def predict(atoms, potential, **options):
@@ -152,7 +152,7 @@ def away_from(*radii_and_atoms):
         factor = 1 + 0.001 * growth
         atoms.set_cell(atoms.cell[:] * factor)
         atoms.positions *= factor
-        distances = AtomGraph.from_atoms(atoms, 6.0, dtype=torch.float64).edge_vectors().norm(dim=1)
+        distances = AtomGraph.from_atoms(atoms, 6.0).edge_vectors().norm(dim=1)
         if min((distances - radius).abs().min() for radius in radii) > 0.0025:
             return atoms
     raise AssertionError("no such size")

@@ -7,9 +7,10 @@ import pytest
 import torch
 from ase.build import bulk
 
-from ase_finetune.graphs import AtomGraph
+from ase_finetune.graphs import AtomGraph, Edges
+from ase_finetune.graphs.edges import GROUP, by_receiver
 from ase_finetune.potentials import arrangement
-from ase_finetune.potentials.arrangement import GROUP, arrange
+from ase_finetune.potentials.arrangement import Arrangement
 from ase_finetune.potentials.convolution import Convolution, FusedConvolutions, find_convolution
 from ase_finetune.potentials.imports import import_backend
 from ase_finetune.potentials.mace import MACEPotential
@@ -56,8 +57,14 @@ def by_messages(module, features, harmonics, weights, senders, receivers):
 
 
 def by_groups(convolution, features, harmonics, weights, senders, receivers):
-    edges = arrange(senders, receivers, len(features), features.dtype)
-    return convolution(features, harmonics[edges.order], weights[edges.order], edges)
+    order, filled = by_receiver(receivers, len(features))
+    edges = in_slots(senders, receivers, len(features))
+    return convolution(features, harmonics[order] * filled[:, None], weights[order], edges)
+
+
+def in_slots(senders, receivers, num_atoms):
+    edges = Edges(torch.stack([receivers, senders]), torch.zeros(len(senders), 3))
+    return Arrangement.of(edges.in_slots(num_atoms), num_atoms)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -105,13 +112,13 @@ def test_one_unknown_convolution_rules_out_all():
 def test_arrangement_holds_every_edge_once():
     receivers = torch.tensor([3, 0, 3, 3, 1, 3, 3, 0])
     senders = torch.tensor([1, 1, 2, 0, 2, 4, 1, 3])
-    edges = arrange(senders, receivers, 5, torch.float32)
-    taken = edges.filled[:, 0].bool()
-    assert sorted(edges.order[taken].tolist()) == list(range(8))
-    assert len(edges.order) == GROUP * len(edges.receivers)
+    order, taken = by_receiver(receivers, 5)
+    edges = in_slots(senders, receivers, 5)
+    assert sorted(order[taken].tolist()) == list(range(8))
+    assert len(order) == GROUP * len(edges.receivers)
     assert edges.receivers.tolist() == [0, 1, 3, 3]  # five edges of atom 3 need two groups
-    assert torch.equal(receivers[edges.order[taken]], edges.receivers.repeat_interleave(GROUP)[taken])
-    assert torch.equal(senders[edges.order[taken]], edges.senders[taken])
+    assert torch.equal(receivers[order[taken]], edges.receivers.repeat_interleave(GROUP)[taken])
+    assert torch.equal(senders[order[taken]], edges.senders[taken])
 
 
 def test_coefficients_follow_the_dtype():
@@ -135,7 +142,7 @@ def potential(request):
 
 def test_potentials_use_it_and_say_the_same(potential, monkeypatch):
     """Energies, forces and gradients of a loss on forces, with and without; also beside atoms without neighbours."""
-    graph = AtomGraph.from_atoms(structure(), potential.cutoff, dtype=torch.float64)
+    graph = AtomGraph.from_atoms(structure(), potential.cutoff)
     assert potential._convolutions.usable()
     results, calls = [], []
     original = Convolution.__call__
@@ -161,7 +168,7 @@ def test_potentials_use_it_and_say_the_same(potential, monkeypatch):
 def test_large_structures_in_chunks_say_the_same(tiny_sevennet, monkeypatch):
     """Also derivatives of forces, whose first backward pass makes again what was not kept."""
     potential = tiny_sevennet().double()
-    graph = AtomGraph.from_atoms(structure(), potential.cutoff, dtype=torch.float64)
+    graph = AtomGraph.from_atoms(structure(), potential.cutoff)
     results = []
     for largest in (10_000, 24):
         monkeypatch.setattr(arrangement, "LARGEST_CHUNK", largest)
@@ -179,11 +186,11 @@ def test_chunks_are_whole_atoms():
     generator = torch.Generator().manual_seed(1)
     receivers = torch.randint(9, (60,), generator=generator)
     receivers = receivers[receivers != 4]  # one without neighbours
-    edges = arrange(torch.randint(9, (len(receivers),), generator=generator), receivers, 9, torch.float32)
+    edges = in_slots(torch.randint(9, (len(receivers),), generator=generator), receivers, 9)
     for slots in (1, 20, 33, 1000):
         parts = edges.chunks(slots)
         assert sum(part.atoms for _, part in parts) == 9
-        assert torch.equal(torch.cat([part.order for _, part in parts]), edges.order)
+        assert torch.equal(torch.cat([part.senders for _, part in parts]), edges.senders)
         first = 0
         for where, part in parts:
             assert part.atoms == 1 or where.stop - where.start <= slots
@@ -195,7 +202,7 @@ def test_chunks_are_whole_atoms():
 def test_native_module_stays_as_it_was(potential, tmp_path):
     """Nothing of ours in what is exported."""
     before = {name: value.clone() for name, value in potential.native.state_dict().items()}
-    graph = AtomGraph.from_atoms(structure(), potential.cutoff, dtype=torch.float64)
+    graph = AtomGraph.from_atoms(structure(), potential.cutoff)
     energies = potential.predict(graph).energies
     after = potential.native.state_dict()
     assert list(after) == list(before)
@@ -205,7 +212,7 @@ def test_native_module_stays_as_it_was(potential, tmp_path):
     again = copy.deepcopy(potential)
     assert torch.equal(again.predict(graph).energies, energies)
     potential.float()
-    assert potential.predict(graph.to(dtype=torch.float32)).energies.dtype == torch.float32
+    assert potential.predict(graph).energies.dtype == torch.float32
     assert torch.equal(again.predict(graph).energies, energies)
 
 

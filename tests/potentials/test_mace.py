@@ -61,7 +61,7 @@ OPTIONS = [
 
 
 def predict(potential, name):
-    return potential.predict(AtomGraph.from_atoms(STRUCTURES[name], potential.cutoff, dtype=potential.dtype))
+    return potential.predict(AtomGraph.from_atoms(STRUCTURES[name], potential.cutoff))
 
 
 def calculator(**options):
@@ -111,7 +111,7 @@ def test_every_head_is_the_one_of_mace_calculator(tiny_mace):
 
 def test_batch_is_the_sum_of_its_structures(tiny_mace):
     potential = MACEPotential(tiny_mace().double())
-    graphs = [AtomGraph.from_atoms(a, potential.cutoff, dtype=torch.float64) for a in STRUCTURES.values()]
+    graphs = [AtomGraph.from_atoms(a, potential.cutoff) for a in STRUCTURES.values()]
     together = potential.predict(collate(graphs))
     alone = [potential.predict(graph) for graph in graphs]
     torch.testing.assert_close(together.energy, torch.cat([p.energy for p in alone]), rtol=0, atol=1e-10)
@@ -152,7 +152,7 @@ def test_model_of_the_mace_tutorial(data_folder):
     file = data_folder / "mace_tutorial" / "solvent_mace_swa.model"
     potential = MACEPotential.from_checkpoint(file, trust_pickle=True)
     assert all(parameter.requires_grad for parameter in potential.parameters())
-    graph = AtomGraph.from_atoms(molecule("CH3CH2OH"), potential.cutoff, dtype=potential.dtype)
+    graph = AtomGraph.from_atoms(molecule("CH3CH2OH"), potential.cutoff)
     ours, theirs = potential.predict(graph), rebuild(potential).predict(graph)
     assert torch.equal(ours.energies, theirs.energies)
     # The pickle carries the order of contractions of an older MACE: the same up to rounding.

@@ -48,7 +48,7 @@ STRUCTURES = structures()
 
 
 def predict(potential, atoms, cutoff=None):
-    return potential.predict(AtomGraph.from_atoms(atoms, cutoff or potential.cutoff, dtype=potential.dtype))
+    return potential.predict(AtomGraph.from_atoms(atoms, cutoff or potential.cutoff))
 
 
 def assert_same_physics(potential, peer, names=tuple(STRUCTURES)):
@@ -91,7 +91,7 @@ def test_edges_beyond_the_cutoff_change_nothing(name):
 def test_batch_of_sevennet_0():
     potential = pretrained("7net-0", torch.float64)
     names = ["skewed", "isolated", "molecule", "one atom"]
-    graphs = [AtomGraph.from_atoms(STRUCTURES[name], 5.0, dtype=torch.float64) for name in names]
+    graphs = [AtomGraph.from_atoms(STRUCTURES[name], 5.0) for name in names]
     together, alone = potential.predict(collate(graphs)), [potential.predict(graph) for graph in graphs]
     for field in ("energies", "energy", "forces", "stress"):
         expected = torch.cat([getattr(prediction, field) for prediction in alone])

@@ -37,7 +37,7 @@ def assert_equal_potentials(one, two):
     assert (one.head, one.dtype, one.cutoff, one.numbers) == (two.head, two.dtype, two.cutoff, two.numbers)
     theirs = two.native.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in one.native.state_dict().items())
-    graph = AtomGraph.from_atoms(helpers.structures()["bulk"], one.cutoff, dtype=one.dtype)
+    graph = AtomGraph.from_atoms(helpers.structures()["bulk"], one.cutoff)
     assert torch.equal(one.energies(graph), two.energies(graph))
 
 
@@ -161,8 +161,8 @@ def test_saving_does_not_move_random_numbers(tmp_path):
 
 def test_undescribed_potential_is_refused(tmp_path):
     class Hidden(MorsePotential):
-        def atomic_energies(self, graph, edge_index, vectors):
-            return super().atomic_energies(graph, edge_index, vectors) + 1
+        def atomic_energies(self, graph, edges):
+            return super().atomic_energies(graph, edges) + 1
 
     with pytest.raises(CheckpointError, match=r"cannot be described .* export\(\)"):
         save_potential(Hidden([2]), tmp_path / "saved")

@@ -13,7 +13,7 @@ from tests import morse
 def energies(potential, count):
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=1)
-    graph = AtomGraph.from_atoms(atoms, potential.cutoff, dtype=potential.dtype)
+    graph = AtomGraph.from_atoms(atoms, potential.cutoff)
     found = []
     for _ in range(count):
         with torch.no_grad():

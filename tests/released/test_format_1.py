@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from ase.build import bulk
 
 from ase_finetune.continual import load_fisher
@@ -28,7 +27,7 @@ needs_sevenn = pytest.mark.skipif(not helpers.HAS_SEVENN, reason="needs sevenn")
 def energy(potential) -> float:
     atoms = bulk("Si", cubic=True)
     atoms.positions[0] += 0.1
-    return float(potential.energies(AtomGraph.from_atoms(atoms, potential.cutoff, dtype=torch.float32)).detach().sum())
+    return float(potential.energies(AtomGraph.from_atoms(atoms, potential.cutoff)).detach().sum())
 
 
 @pytest.mark.parametrize(

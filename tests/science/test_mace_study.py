@@ -118,7 +118,7 @@ def test_it_is_trained_once_and_loads_without_pickle(trained, data, monkeypatch)
 def test_lora_starts_from_the_model_trains_few_parameters_and_merges_into_its_names(trained):
     plain, _ = load_potential(trained, dtype=torch.float64)
     potential, _ = load_potential(trained, dtype=torch.float64)
-    graph = AtomGraph.from_atoms(labelled("HO", 0.0), plain.cutoff, dtype=torch.float64)
+    graph = AtomGraph.from_atoms(labelled("HO", 0.0), plain.cutoff)
     inject(potential, rank=2, alpha=2.0, seed=0)
     torch.testing.assert_close(potential.predict(graph).energy, plain.predict(graph).energy)
     adapted = dict(potential.native_parameters(trainable_only=True))
