@@ -16,9 +16,11 @@ from tqdm import tqdm
 from ase_finetune.errors import InputError, OutputExistsError
 from ase_finetune.files import is_there
 from ase_finetune.graphs import AtomGraph, SkinNeighborList
+from ase_finetune.graphs.sending import send
 from ase_finetune.potentials import Potential, load_potential, save_potential
-from ase_finetune.potentials.base import Prediction
+from ase_finetune.potentials.base import Prediction, on_host
 from ase_finetune.potentials.batched import DEFAULT_MAX_EDGES, predict_many
+from ase_finetune.potentials.capture import Evaluator, check_accelerate
 from ase_finetune.potentials.devices import resolve_device, resolve_dtype
 from ase_finetune.potentials.formats import members_in
 from ase_finetune.representations import calculator_table
@@ -49,6 +51,9 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
     skin
         Verlet skin in Å: the neighbour list is rebuilt only when an atom has moved half of it. It saves
         time in MD and relaxations; set 0 when every structure is new.
+    accelerate
+        ``"graph"`` records the evaluation once as a CUDA graph and replays it, which saves a GPU from waiting for the
+        program where systems are small; ``"auto"`` does so on a GPU where it gives the same numbers; ``"none"`` never.
     trust_pickle
         Allow loading a MACE ``.model`` file that is not known as an official one: it can execute code.
     **kwargs
@@ -82,6 +87,7 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         head: str | None = None,
         reference: str = "model",
         skin: float = 0.5,
+        accelerate: str = "auto",
         trust_pickle: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -109,10 +115,16 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
             head=self.potential.head,
             reference=reference,
             skin=skin,
+            accelerate=accelerate,
         )
         if reference == "target" and "reference_offsets" not in self.metadata:
             raise InputError("reference='target' needs a model fine-tuned with reference='align'; this one is not")
+        check_accelerate(accelerate, self.potentials)
         self._neighbors = SkinNeighborList(max(p.cutoff for p in self.potentials), skin)
+        self._evaluator = Evaluator(self.potentials, accelerate)
+        # What is on the device while the neighbour list is valid, and the structure it was made of.
+        self._graph: AtomGraph | None = None
+        self._built: tuple[Any, Atoms] | None = None
 
     def __repr__(self) -> str:
         named = ("model", "device", "dtype", "head", "reference")
@@ -158,12 +170,8 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         structure = self.atoms
         if structure is None:
             raise InputError("there are no atoms to evaluate; give them as atoms.calc = calculator")
-        self._check_elements(structure.numbers)
-        edges = self._neighbors.update(structure)
-        graph = AtomGraph.from_atoms(structure, self._neighbors.cutoff, edges=edges)
-        graph = graph.to(self._device)
-        with torch.no_grad():
-            members = [self.results_of(p.predict(graph), structure) for p in self.potentials]
+        predictions = on_host(self._evaluator(self._graph_of(structure)))
+        members = [self.results_of(prediction, structure) for prediction in predictions]
         self.results = _mean(members)
         self.spread = _spread(members) if len(members) > 1 else {}
         if "stress" in properties and "stress" not in self.results:
@@ -192,7 +200,7 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         InputError
             If a structure cannot be evaluated; its position in the list is named.
         """
-        graphs = [self._graph(index, atoms) for index, atoms in enumerate(structures)]
+        graphs = [self._single_graph(index, atoms) for index, atoms in enumerate(structures)]
         members = []
         for potential in self.potentials:
             with tqdm(total=len(graphs), disable=not progress, unit="structure") as bar:
@@ -238,7 +246,23 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
             raise OutputExistsError(f"{file} exists; choose another name or pass overwrite=True")
         potential.save_native(file)
 
-    def _graph(self, index: int, atoms: Atoms) -> AtomGraph:
+    def _graph_of(self, atoms: Atoms) -> AtomGraph:
+        """The graph on its device; of what is there already only positions, and a cell that moves, are sent."""
+        if self._built is None or not np.array_equal(self._built[1].numbers, atoms.numbers):
+            self._check_elements(atoms.numbers)
+            self._graph = None
+        edges = self._neighbors.update(atoms)
+        if self._graph is None or self._built is None or self._built[0] is not edges:
+            self._graph = AtomGraph.from_atoms(atoms, self._neighbors.cutoff, edges=edges).to(self._device)
+            self._built = edges, Atoms(atoms.numbers, cell=atoms.cell[:])
+            return self._graph
+        self._graph = self._graph.replace(positions=send(torch.tensor(atoms.positions), self._device))
+        if not np.array_equal(self._built[1].cell[:], atoms.cell[:]):
+            self._graph = self._graph.replace(cell=send(torch.tensor(atoms.cell[:])[None], self._device))
+            self._built[1].cell[:] = atoms.cell[:]
+        return self._graph
+
+    def _single_graph(self, index: int, atoms: Atoms) -> AtomGraph:
         try:
             self._check_elements(atoms.numbers)
             return AtomGraph.from_atoms(atoms, self._neighbors.cutoff)
@@ -255,7 +279,7 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         Parameters
         ----------
         prediction
-            Of this structure alone, n atoms.
+            Of this structure alone, n atoms, on the CPU.
         atoms
             The structure.
 
@@ -264,13 +288,13 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         ``energies`` (n,), ``energy`` and ``free_energy`` in eV, ``forces`` (n, 3) in eV/Å, ``stress`` (6,) in eV/Å³
         where the prediction has them.
         """
-        energies = prediction.energies.double().cpu().numpy() + self.reference_energies(atoms)
+        energies = prediction.energies.double().numpy() + self.reference_energies(atoms)
         results: dict[str, Any] = {"energies": energies, "energy": float(energies.sum())}
         results["free_energy"] = results["energy"]
         if prediction.forces is not None:
-            results["forces"] = prediction.forces.double().cpu().numpy()
+            results["forces"] = prediction.forces.double().numpy()
         if prediction.stress is not None and atoms.cell.rank == 3:
-            results["stress"] = prediction.stress[0].double().cpu().numpy()
+            results["stress"] = prediction.stress[0].double().numpy()
         return results
 
     def reference_energies(self, atoms: Atoms) -> Any:

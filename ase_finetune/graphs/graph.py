@@ -166,16 +166,16 @@ class AtomGraph:
         shift = shift.index_select(0, order) * filled[:, None]
         return self.replace(edge_index=torch.stack([receivers, senders]), edge_shift=shift, filled=filled)
 
-    def padded(self, atoms: int, slots: int) -> AtomGraph:
-        """The same structures and one more of so many atoms that there are ``atoms``, and empty slots up to ``slots``.
+    def padded(self, structures: int, atoms: int, slots: int) -> AtomGraph:
+        """The same structures, and further ones, of which the first has all further atoms, and further empty slots.
 
         Parameters
         ----------
-        atoms, slots
-            At least as many as there are; slots in whole groups.
+        structures, atoms, slots
+            How many there are then: more structures than there are, not fewer atoms, and slots in whole groups.
         """
         graph = self.arranged()
-        more, empty = atoms - len(graph.numbers), slots - graph.num_edges
+        extra, more, empty = structures - graph.num_graphs, atoms - len(graph.numbers), slots - graph.num_edges
         device = graph.numbers.device
 
         def zeros(like: Tensor, *shape: int) -> Tensor:
@@ -183,14 +183,14 @@ class AtomGraph:
 
         return graph.replace(
             positions=torch.cat([graph.positions, zeros(graph.positions, more, 3)]),
-            cell=torch.cat([graph.cell, zeros(graph.cell, 1, 3, 3)]),
-            pbc=torch.cat([graph.pbc, zeros(graph.pbc, 1, 3)]),
+            cell=torch.cat([graph.cell, zeros(graph.cell, extra, 3, 3)]),
+            pbc=torch.cat([graph.pbc, zeros(graph.pbc, extra, 3)]),
             numbers=torch.cat([graph.numbers, graph.numbers[:1].expand(more)]),
             # Empty slots add nothing, to the last atom: receivers stay in ascending order.
             edge_index=torch.cat([graph.edge_index, zeros(graph.edge_index, 2, empty) + (atoms - 1)], dim=1),
             edge_shift=torch.cat([graph.edge_shift, zeros(graph.edge_shift, empty, 3)]),
             batch=torch.cat([graph.batch, zeros(graph.batch, more) + graph.num_graphs]),
-            num_atoms=torch.cat([graph.num_atoms, zeros(graph.num_atoms, 1) + more]),
+            num_atoms=torch.cat([graph.num_atoms, zeros(graph.num_atoms, 1) + more, zeros(graph.num_atoms, extra - 1)]),
             filled=None if graph.filled is None else torch.cat([graph.filled, zeros(graph.filled, empty)]),
         ).without_labels()
 

@@ -12,7 +12,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.errors import InputError
-from ase_finetune.graphs import AtomGraph, neighbor_list
+from ase_finetune.graphs import neighbor_list
 from ase_finetune.optimize.cell import CellOptions
 from ase_finetune.optimize.method import Method
 from ase_finetune.optimize.relaxation import Evaluation, Relaxation, RelaxationState
@@ -144,7 +144,7 @@ class Pool:
         self._state = relaxation.move(state, evaluation.forces)
         done = [k for k, member in enumerate(self._members) if fmax[k] < self._fmax or member.steps >= self._steps]
         if done:
-            self._finish(done, evaluation, graph)
+            self._finish(done, evaluation)
         for member in self._members:
             member.steps += 1
 
@@ -178,8 +178,8 @@ class Pool:
             member.atoms.set_positions(x.numpy(), apply_constraint=False)
             member.fmax = force
 
-    def _finish(self, done: list[int], evaluation: Evaluation, graph: AtomGraph) -> None:
-        predictions = split_prediction(evaluation.prediction, graph)
+    def _finish(self, done: list[int], evaluation: Evaluation) -> None:
+        predictions = split_prediction(evaluation.prediction, [len(member.atoms) for member in self._members])
         for k in done:
             member = self._members[k]
             self._results[member.index] = self._result(member, predictions[k])

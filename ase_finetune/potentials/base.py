@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,6 +43,25 @@ class Prediction:
         """The same numbers without their graph."""
         forces, stress = (None if value is None else value.detach() for value in (self.forces, self.stress))
         return Prediction(self.energies.detach(), self.energy.detach(), forces, stress)
+
+
+def on_host(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The same predictions on the CPU, detached; from a GPU in one copy of all.
+
+    Parameters
+    ----------
+    predictions
+        On one device, in one floating-point type.
+    """
+    predictions = [prediction.detach() for prediction in predictions]
+    parts = [part for each in predictions for part in (each.energies, each.energy, each.forces, each.stress)]
+    present = [part for part in parts if part is not None]
+    if present[0].device.type == "cpu":
+        return predictions
+    packed = torch.cat([part.reshape(-1) for part in present]).cpu()
+    pieces = iter(packed.split([part.numel() for part in present]))
+    moved = [None if part is None else next(pieces).view(part.shape) for part in parts]
+    return [Prediction(*moved[start : start + 4]) for start in range(0, len(moved), 4)]  # type: ignore[arg-type]
 
 
 class Potential(nn.Module, ABC):

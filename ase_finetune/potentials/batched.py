@@ -10,7 +10,7 @@ import torch
 from ase_finetune.errors import InputError
 from ase_finetune.graphs import AtomGraph, collate, edge_counts
 from ase_finetune.parallel import ALONE, Processes
-from ase_finetune.potentials.base import Potential, Prediction
+from ase_finetune.potentials.base import Potential, Prediction, on_host
 from ase_finetune.potentials.memory import halve_if_out_of_memory
 
 #: Edges per batch when nothing is said: memory and time of a model grow with the edges, not with the
@@ -99,10 +99,11 @@ def predict_each(
     found: dict[int, Prediction] = {}
 
     def work(indices: list[int]) -> None:
-        batch = collate([graphs[index].without_labels() for index in indices]).to(potential.device)
+        chosen = [graphs[index].without_labels() for index in indices]
         with torch.no_grad():
-            prediction = potential.predict(batch, forces=forces, stress=stress)
-        found.update(zip(indices, split_prediction(prediction, batch), strict=True))
+            prediction = potential.predict(collate(chosen).to(potential.device), forces=forces, stress=stress)
+        sizes = [len(graph.numbers) for graph in chosen]
+        found.update(zip(indices, split_prediction(prediction, sizes), strict=True))
 
     batches = shared_batches(graphs, max_edges, processes)
     for turn in range(max(processes.gather(len(batches)))):
@@ -132,11 +133,11 @@ def work_off(work: Callable[[list[int]], object], batches: Sequence[list[int]], 
     processes.together(turns)
 
 
-def split_prediction(prediction: Prediction, graph: AtomGraph) -> list[Prediction]:
-    """The prediction of each structure of a batch, on the CPU."""
-    sizes = graph.num_atoms.tolist()
-    energies = prediction.energies.cpu().split(sizes)
-    energy = prediction.energy.cpu().split(1)
-    forces = [None] * len(sizes) if prediction.forces is None else prediction.forces.cpu().split(sizes)
-    stress = [None] * len(sizes) if prediction.stress is None else prediction.stress.cpu().split(1)
+def split_prediction(prediction: Prediction, sizes: Sequence[int]) -> list[Prediction]:
+    """The prediction of each structure of a batch, given their numbers of atoms, on the CPU."""
+    (whole,) = on_host([prediction])
+    atoms = list(sizes)
+    energies, energy = whole.energies.split(atoms), whole.energy.split(1)
+    forces = [None] * len(atoms) if whole.forces is None else whole.forces.split(atoms)
+    stress = [None] * len(atoms) if whole.stress is None else whole.stress.split(1)
     return [Prediction(*parts) for parts in zip(energies, energy, forces, stress, strict=True)]

@@ -64,7 +64,7 @@ def test_masked_and_padded_as_filtered(name, dtype):
         expected = potential.predict(exact)
         skinned = AtomGraph.from_atoms(atoms, potential.cutoff + SKIN).arranged()
         assert_same(potential.predict(skinned), expected, tolerance, len(atoms))
-        padded = skinned.padded(len(atoms) + 3, skinned.num_edges + 5 * GROUP)
+        padded = skinned.padded(3, len(atoms) + 3, skinned.num_edges + 5 * GROUP)
         assert (len(padded.numbers), padded.num_edges) == (len(atoms) + 3, skinned.num_edges + 5 * GROUP)
         assert_same(potential.predict(padded), expected, tolerance, len(atoms))
 
@@ -76,9 +76,8 @@ def test_batches_of_masked_graphs(name):
     expected = potential.predict(collate(graphs))
     batch = collate([graph.arranged() for graph in graphs])
     assert_same(potential.predict(batch), expected, 1e-11, len(batch.numbers))
-    assert_same(
-        potential.predict(batch.padded(len(batch.numbers), batch.num_edges)), expected, 1e-11, len(batch.numbers)
-    )
+    padded = batch.padded(batch.num_graphs + 2, len(batch.numbers), batch.num_edges)
+    assert_same(potential.predict(padded), expected, 1e-11, len(batch.numbers))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,7 +91,7 @@ def test_gradients_of_parameters_of_masked_graphs(name):
         return torch.autograd.grad(loss, parameters, allow_unused=True)
 
     graph = AtomGraph.from_atoms(STRUCTURES["bulk"], potential.cutoff + SKIN)
-    for one, other in zip(gradients(graph), gradients(graph.arranged().padded(8, 4000)), strict=True):
+    for one, other in zip(gradients(graph), gradients(graph.padded(2, 8, 4000)), strict=True):
         if one is not None:
             torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9 * float(one.abs().max() + 1))
 
