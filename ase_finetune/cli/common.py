@@ -49,6 +49,12 @@ REFERENCE = Option(
     "model",
     "Energies in the reference of the pretrained model, or of the data it was fine-tuned on (target).",
 )
+ACCELERATE = Option(
+    "accelerate",
+    Literal["auto", "graph", "none"],
+    "auto",
+    "Replay evaluations as CUDA graphs on a GPU: auto where they give the same numbers, graph or an error, none.",
+)
 OVERWRITE = Option("overwrite", bool, False, "Replace an existing file (not in config files).")
 
 
@@ -66,6 +72,7 @@ def load_calculator(options: Namespace, terminal: Terminal, processes: Processes
             device=str(processes.device or options.device),
             dtype=options.dtype,
             reference=options.get("reference") or "model",
+            accelerate=options.get("accelerate") or "auto",
             trust_pickle=options.trust_pickle,
         )
     describe_model(calculator, terminal, processes)

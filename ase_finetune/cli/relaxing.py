@@ -7,7 +7,7 @@ from typing import Literal
 from ase import Atoms
 from jsonargparse import Namespace
 
-from ase_finetune.cli.common import MODEL, OVERWRITE, REFERENCE, for_process, load_calculator, model_group
+from ase_finetune.cli.common import ACCELERATE, MODEL, OVERWRITE, REFERENCE, for_process, load_calculator, model_group
 from ase_finetune.cli.options import Group, Option
 from ase_finetune.cli.structures import check_count, check_output, read_structures, write_structures
 from ase_finetune.cli.terminal import Terminal
@@ -101,6 +101,6 @@ RELAX = Verb(
         ),
         ("the first hundred of a database", "relax mace-mpa-0 set.db@:100 --output relaxed.traj --max_edges 2000"),
     ),
-    groups=(Group("structures", _DATA), Group("relaxation", _HOW), model_group(REFERENCE)),
+    groups=(Group("structures", _DATA), Group("relaxation", _HOW), model_group(REFERENCE, ACCELERATE)),
     run=_run,
 )

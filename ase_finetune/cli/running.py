@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ase_finetune.analysis.dynamics import MDRun, run_md
 from ase_finetune.analysis.frame_files import SUFFIXES
 from ase_finetune.analysis.watching import MDPoint
-from ase_finetune.cli.common import MODEL, OVERWRITE, REFERENCE, load_calculator, model_group
+from ase_finetune.cli.common import ACCELERATE, MODEL, OVERWRITE, REFERENCE, load_calculator, model_group
 from ase_finetune.cli.options import Group, Option
 from ase_finetune.cli.places import check_file
 from ase_finetune.cli.replacing import Replacing
@@ -153,6 +153,6 @@ MD = Verb(
             "md mace-mpa-0 water.extxyz@-1 --output npt.extxyz --ensemble npt --pressure 1 --timestep 0.5",
         ),
     ),
-    groups=(Group("structure", _DATA), Group("dynamics", _HOW), model_group(REFERENCE)),
+    groups=(Group("structure", _DATA), Group("dynamics", _HOW), model_group(REFERENCE, ACCELERATE)),
     run=_run,
 )
