@@ -18,10 +18,9 @@ def signed_volume(cell: Tensor) -> Tensor:
 
 def inverse(cell: Tensor) -> Tensor:
     """(b, 3, 3) inverses of cells; not finite where a cell has no volume."""
-    a, b, c = cell.unbind(dim=1)
-    normals = [torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)]
-    volume = (a * normals[0]).sum(dim=1)
-    inverses: Tensor = torch.stack(normals, dim=2) / volume[:, None, None]
+    normals = torch.linalg.cross(cell.roll(-1, 1), cell.roll(-2, 1))
+    volume = (cell[:, :1] * normals[:, :1]).sum(dim=2, keepdim=True)
+    inverses: Tensor = normals.transpose(1, 2) / volume
     return inverses
 
 

@@ -116,7 +116,7 @@ class MovingGraph:
         identity = torch.eye(3, dtype=h.dtype, device=h.device)
         undo = torch.where(same[:, None, None], identity, inverse(h) @ built.cell)
         allowed = 0.5 * (self.skin - self.cutoff * (largest_stretch(undo) - 1))
-        moved = (torch.einsum("ni,nij->nj", x, undo[built.batch]) - built.positions).square().sum(dim=1).sqrt()
+        moved = ((x[:, :, None] * undo[built.batch]).sum(dim=1) - built.positions).norm(dim=1)
         # As a comparison that is False for NaN: a broken structure gets to the checks of a new list, and so does one
         # without a cell that has changed.
         near = moved <= allowed[built.batch]

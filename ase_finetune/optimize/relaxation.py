@@ -191,9 +191,12 @@ class Relaxation:
 
     def _structure(self, state: RelaxationState) -> tuple[Tensor, Tensor]:
         """Positions and cells at a state without gradients, kept for whoever asks again."""
-        if self._last is None or self._last[0] is not state.coordinates:
-            self._last = (state.coordinates, *self.coordinates.structure(state.coordinates))
-        return self._last[1:]
+        if self._last is not None and self._last[0] is state.coordinates:
+            return self._last[1:]
+        positions, cell = self.coordinates.structure(state.coordinates)
+        if not state.coordinates.requires_grad:  # whose graph would be kept, too
+            self._last = (state.coordinates, positions, cell)
+        return positions, cell
 
     def _explosions(self, rows: Tensor, positions: Tensor, cell: Tensor) -> _Explosions:
         layout = self.coordinates.layout
