@@ -40,7 +40,8 @@ class TorchSimModel(_interface.ModelInterface):  # type: ignore[misc]  # torch-s
         As of :class:`FinetunedCalculator`, for a model that is named. The states of the simulation must have the
         same device and dtype.
     skin
-        Of the neighbour lists, Å. They are built on the CPU, and only when an atom has moved half of it.
+        Of the neighbour lists, Å. They are built only when an atom has moved half of it: on the CPU, or on a GPU by the
+        library that ``pip install "ase_finetune[gpu]"`` brings.
 
     Raises
     ------
@@ -96,7 +97,7 @@ class TorchSimModel(_interface.ModelInterface):  # type: ignore[misc]  # torch-s
 
     @property
     def rebuilds(self) -> int:
-        """Neighbour lists of whole batches built so far."""
+        """Evaluations so far for which neighbour lists, of one structure or more, were built."""
         return self._batch.rebuilds
 
     def forward(self, state: Any, **kwargs: Any) -> dict[str, Tensor]:

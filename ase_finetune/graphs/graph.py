@@ -13,6 +13,7 @@ from ase import Atoms
 from torch import Tensor
 
 from ase_finetune.errors import InputError
+from ase_finetune.graphs.cells import signed_volume
 from ase_finetune.graphs.edges import GROUP, Edges, by_receiver
 from ase_finetune.graphs.neighbors import FloatArray, IntArray, neighbor_list
 from ase_finetune.graphs.sending import send
@@ -112,7 +113,7 @@ class AtomGraph:
     @property
     def volume(self) -> Tensor:
         """(b,) cell volumes in Å³; 0 where a structure has no cell."""
-        return triple_product(self.cell).abs()
+        return signed_volume(self.cell).abs()
 
     def edge_vectors(self) -> Tensor:
         """(e, 3) vectors from i to j in Å, differentiable in positions and cell."""
@@ -269,12 +270,6 @@ _LABELS = ("energy", "forces", "stress")
 
 # Å beyond the cutoff, where all functions of a distance are finite, and zero where they have a cutoff of their own.
 _FAR = 10.0
-
-
-def triple_product(cell: Tensor) -> Tensor:
-    """(b,) determinants of cells (b, 3, 3): a factorisation would make a GPU wait."""
-    product: Tensor = torch.linalg.cross(cell[:, 0], cell[:, 1]) * cell[:, 2]
-    return product.sum(dim=1)
 
 
 def collate(graphs: Sequence[AtomGraph]) -> AtomGraph:

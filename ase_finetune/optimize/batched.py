@@ -19,6 +19,7 @@ from ase_finetune.optimize.method import Method, check_positive
 from ase_finetune.optimize.pool import Pool, Relaxed
 from ase_finetune.optimize.relaxation import DEFAULT_SKIN, check_elements
 from ase_finetune.parallel import ALONE, Processes
+from ase_finetune.potentials.capture import check_accelerate
 
 METHODS: dict[str, type[Method[Any]]] = {m.name: m for m in (GradientDescentStep, FIREStep, LBFGSStep)}
 
@@ -53,6 +54,7 @@ def relax(
     steps: int = 500,
     max_edges: int | None = None,
     skin: float = DEFAULT_SKIN,
+    accelerate: str | None = None,
     progress: bool | None = None,
     processes: Processes = ALONE,
     **options: Any,
@@ -78,6 +80,9 @@ def relax(
         200 000 on a GPU.
     skin
         Of the neighbour lists, Å.
+    accelerate
+        Whether evaluations are recorded as CUDA graphs, as for :class:`FinetunedCalculator`; ``None`` for what its
+        calculator does.
     progress
         Show a progress bar; ``None`` does on terminals.
     processes
@@ -104,11 +109,14 @@ def relax(
         raise InputError(f"steps must not be negative, got {steps}")
     if len(calc.potentials) > 1:
         raise InputError("an ensemble cannot be relaxed in batches; give one of its members")
+    accelerate = calc.parameters["accelerate"] if accelerate is None else accelerate
+    check_accelerate(accelerate, calc.potentials)
     options_of_cell = cell_options(cell)
     check_elements(calc.potential, structures)
     for index, atoms in enumerate(structures):
         check_relaxable(atoms, index, cell=options_of_cell is not None)
-    pool = Pool(calc, method, options_of_cell, fmax=fmax, steps=steps, skin=skin, max_edges=max_edges)
+    limits: dict[str, Any] = {"fmax": fmax, "steps": steps, "skin": skin, "max_edges": max_edges}
+    pool = Pool(calc, method, options_of_cell, accelerate=accelerate, **limits)
     own = processes.share([len(atoms) for atoms in structures])
     hidden = _hidden(progress) if processes.is_first else True
     with tqdm(total=len(own), unit="structure", desc="relax", leave=False, disable=hidden) as bar:

@@ -103,11 +103,30 @@ def exponential(matrices: Tensor) -> Tensor:
     Of one matrix alone with a norm between 3e-4 and 5e-2, torch 2.13 gives it on a CPU with errors of up to 1e-10,
     and its derivative with 4e-9; of two it is exact. A structure would relax otherwise alone than with others.
     """
+    if matrices.device.type != "cpu":
+        return series_exponential(matrices)
     if len(matrices) != 1:
         several: Tensor = torch.matrix_exp(matrices)
         return several
     twice: Tensor = torch.matrix_exp(matrices.expand(2, -1, -1))
     return twice[:1]
+
+
+def series_exponential(matrices: Tensor) -> Tensor:
+    """Exponentials of (b, n, n) matrices by a series of fixed length, to rounding up to norms of 3, 1e-12 up to 10.
+
+    torch's own reads the norms back from a GPU, at every call.
+    """
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    scaled, result = matrices / 2**_SQUARINGS, identity.expand_as(matrices)
+    for k in range(_TERMS, 0, -1):
+        result = identity + scaled @ result / k
+    for _ in range(_SQUARINGS):
+        result = result @ result
+    return result
+
+
+_TERMS, _SQUARINGS = 12, 4
 
 
 def logarithmic_force(logarithm: Tensor, deformation: Tensor, virial: Tensor) -> Tensor:
@@ -121,7 +140,8 @@ def logarithmic_force(logarithm: Tensor, deformation: Tensor, virial: Tensor) ->
     ----------
     A. H. Al-Mohy, N. J. Higham, SIAM J. Matrix Anal. Appl. 30, 1639 (2009).
     """
-    gradient = torch.linalg.solve(deformation.transpose(1, 2), virial, left=False)
+    # As solve(), which would make the program wait for a GPU to say that no matrix is singular: none is.
+    gradient: Tensor = torch.linalg.solve_ex(deformation.transpose(1, 2), virial, left=False)[0]
     transposed = logarithm.transpose(1, 2)
     upper = torch.cat([transposed, gradient], dim=2)
     lower = torch.cat([torch.zeros_like(transposed), transposed], dim=2)

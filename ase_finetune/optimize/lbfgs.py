@@ -108,7 +108,8 @@ class LBFGSStep(Method[LBFGSState]):
         product = layout.dot(s, y)
         usable = product != 0
         rho = torch.where(usable, 1 / torch.where(usable, product, 1.0), 0.0)
-        if not bool(begun.any()):
+        # With a history there was a step, whatever a GPU would say if it were asked.
+        if not len(state.displacements) and not bool(begun.any()):
             return state.displacements, state.gradient_changes, state.curvatures
         extended = (
             torch.cat([old, new[None]])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from torch import Tensor
 
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.errors import InputError
@@ -18,6 +19,7 @@ from ase_finetune.optimize.method import Method
 from ase_finetune.optimize.relaxation import Evaluation, Relaxation, RelaxationState
 from ase_finetune.potentials.base import Prediction
 from ase_finetune.potentials.batched import split_prediction
+from ase_finetune.potentials.capture import Evaluator
 
 #: Edges evaluated at once when nothing is said: what is fastest on a CPU, what fits on a GPU.
 DEFAULT_MAX_EDGES = {"cpu": 4000, "cuda": 200_000}
@@ -51,7 +53,7 @@ class Relaxed:
 
 @dataclass
 class _Member:
-    """A structure that is being relaxed: its place in the list, where it was evaluated last, edges at first."""
+    """A structure that is being relaxed: its place in the list, where it began (or ended), edges at first."""
 
     index: int
     atoms: Atoms
@@ -79,6 +81,8 @@ class Pool:
         Å.
     max_edges
         Bound of the batch; ``None`` for the default of the device.
+    accelerate
+        As of :class:`Evaluator`.
     """
 
     def __init__(
@@ -91,16 +95,22 @@ class Pool:
         steps: int,
         skin: float,
         max_edges: int | None,
+        accelerate: str,
     ) -> None:
         if max_edges is not None and max_edges < 1:
             raise InputError(f"max_edges must be positive, got {max_edges}")
         self._calc, self._method, self._cell, self._skin = calc, method, cell, skin
         self._fmax, self._steps = fmax, steps
         self._max_edges = max_edges or DEFAULT_MAX_EDGES.get(calc.potential.device.type, 4000)
+        self._evaluator = Evaluator([calc.potential], accelerate)
         self._waiting: list[_Member] = []
         self._members: list[_Member] = []
         self._relaxation: Relaxation | None = None
         self._state: RelaxationState | None = None
+        # Rows of coordinates at which the structures were evaluated last, so that one that explodes is not lost.
+        self._evaluated: Tensor | None = None
+        # What Relaxation.checks says of the state, if it has been read.
+        self._checks: Tensor | None = None
         self._results: dict[int, Relaxed] = {}
 
     def run(self, structures: Sequence[Atoms], on_finished: Callable[[], object]) -> dict[int, Relaxed]:
@@ -130,18 +140,22 @@ class Pool:
         relaxation, state = self._relaxation, self._state
         assert relaxation is not None
         assert state is not None
-        graph, failures = relaxation.graph(state)
+        graph, failures = relaxation.graph(state, self._checks)
         if graph is None:
             self._give_up(failures)
             return
         evaluation = relaxation.evaluate(state, graph)
-        broken = {int(k): "forces are not finite" for k in (~evaluation.fmax.isfinite()).nonzero()}
+        moved = relaxation.move(state, evaluation.forces)
+        # All that is read in a step: a GPU works on while nobody asks it for numbers.
+        read = torch.cat([evaluation.fmax[None], relaxation.checks(moved).to(evaluation.fmax.dtype)]).cpu()
+        broken = {int(k): "forces are not finite" for k in (~read[0].isfinite()).nonzero()}
         if broken:
             self._give_up(broken)
             return
-        fmax = evaluation.fmax.tolist()
-        self._remember(relaxation, state, fmax)
-        self._state = relaxation.move(state, evaluation.forces)
+        self._state, self._checks, self._evaluated = moved, read[1:].bool(), state.coordinates
+        fmax = read[0].tolist()
+        for member, force in zip(self._members, fmax, strict=True):
+            member.fmax = force
         done = [k for k, member in enumerate(self._members) if fmax[k] < self._fmax or member.steps >= self._steps]
         if done:
             self._finish(done, evaluation)
@@ -158,28 +172,34 @@ class Pool:
         if not joining:
             return
         atoms = [member.atoms for member in joining]
-        added = Relaxation(self._calc.potential, self._method, atoms, self._cell, self._skin)
-        if self._relaxation is None or self._state is None:
-            self._relaxation, self._state = added, added.start()
+        added = Relaxation(self._calc.potential, self._method, atoms, self._cell, self._skin, self._evaluator)
+        start = added.start()
+        if self._relaxation is None or self._state is None or self._evaluated is None:
+            self._relaxation, self._state, self._evaluated = added, start, start.coordinates
         else:
             self._relaxation, order = self._relaxation.joined(added)
-            self._state = self._state.joined(added.start(), order)
+            self._state = self._state.joined(start, order)
+            self._evaluated = torch.cat([self._evaluated, start.coordinates])[order]
+        self._checks = None
         self._members += joining
 
-    def _remember(self, relaxation: Relaxation, state: RelaxationState, fmax: list[float]) -> None:
-        """Keep the structures as evaluated, so that one that explodes in the next step is not lost.
+    def _bring_back(self, indices: Sequence[int]) -> None:
+        """Give members the structures at which they were evaluated last.
 
         In float64, not rounded to the potential's dtype, so that what is fixed stays where it was.
         """
-        rows, cells = relaxation.coordinates.structure(state.coordinates)
-        positions = rows.cpu().split([len(member.atoms) for member in self._members])
-        for member, x, h, force in zip(self._members, positions, cells.cpu(), fmax, strict=True):
-            member.atoms.set_cell(h.numpy())
-            member.atoms.set_positions(x.numpy(), apply_constraint=False)
-            member.fmax = force
+        assert self._relaxation is not None
+        assert self._evaluated is not None
+        rows, cells = self._relaxation.coordinates.structure(self._evaluated)
+        positions, cells = rows.cpu().split([len(member.atoms) for member in self._members]), cells.cpu()
+        for k in indices:
+            atoms = self._members[k].atoms
+            atoms.set_cell(cells[k].numpy())
+            atoms.set_positions(positions[k].numpy(), apply_constraint=False)
 
     def _finish(self, done: list[int], evaluation: Evaluation) -> None:
         predictions = split_prediction(evaluation.prediction, [len(member.atoms) for member in self._members])
+        self._bring_back(done)
         for k in done:
             member = self._members[k]
             self._results[member.index] = self._result(member, predictions[k])
@@ -192,6 +212,7 @@ class Pool:
         return Relaxed(atoms, member.fmax < self._fmax, member.steps, member.fmax)
 
     def _give_up(self, failures: dict[int, str]) -> None:
+        self._bring_back([k for k in failures if self._members[k].fmax < float("inf")])
         for k, reason in failures.items():
             self._fail(self._members[k], reason)
         self._drop(list(failures))
@@ -202,10 +223,13 @@ class Pool:
     def _drop(self, indices: list[int]) -> None:
         assert self._relaxation is not None
         assert self._state is not None
+        assert self._evaluated is not None
         left = [k for k in range(len(self._members)) if k not in set(indices)]
         self._members = [self._members[k] for k in left]
         if not left:
-            self._relaxation = self._state = None
+            self._relaxation = self._state = self._evaluated = self._checks = None
             return
         self._relaxation, rows, kept = self._relaxation.select(left)
         self._state = self._state.select(rows, kept)
+        self._evaluated = self._evaluated[rows]
+        self._checks = None if self._checks is None else self._checks[:, left]

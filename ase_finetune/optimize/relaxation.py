@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ase_finetune.errors import InputError
 from ase_finetune.graphs import AtomGraph, MovingGraph
+from ase_finetune.graphs.cells import signed_volume
 from ase_finetune.optimize.cell import CellOptions
 from ase_finetune.optimize.coordinates import Coordinates
 from ase_finetune.optimize.layout import Layout
 from ase_finetune.optimize.method import Method, State
 from ase_finetune.potentials.base import Potential, Prediction
+from ase_finetune.potentials.capture import Evaluator
 
 #: Skin in Å of the neighbour lists: relaxations move little from step to step.
 DEFAULT_SKIN = 1.0
@@ -91,6 +93,8 @@ class Relaxation:
         Options of a variable cell; ``None`` for fixed cells.
     skin
         Of the neighbour lists, Å.
+    evaluator
+        Evaluates the potential where no gradients are taken through it; ``None`` to evaluate it one by one.
 
     Raises
     ------
@@ -106,36 +110,60 @@ class Relaxation:
         structures: Sequence[Atoms],
         cell: CellOptions | None = None,
         skin: float = DEFAULT_SKIN,
+        evaluator: Evaluator | None = None,
     ) -> None:
         check_elements(potential, structures)
         self.potential = potential
+        self._evaluator = evaluator
         self.method = method
         self.coordinates = Coordinates.of(structures, cell, device=potential.device)
         self._graph = MovingGraph(structures, potential.cutoff, skin, potential.device)
         start = torch.cat([torch.tensor(atoms.positions, dtype=torch.float64) for atoms in structures])
         self._start = start.to(potential.device)
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def start(self) -> RelaxationState:
         """The structures as they were given."""
         rows = self.coordinates.rows(self._start)
         return RelaxationState(rows, self.method.start(rows, self.coordinates.layout))
 
-    def graph(self, state: RelaxationState) -> tuple[AtomGraph | None, dict[int, str]]:
-        """The graph at a state, without gradients, or for each structure that has exploded why."""
+    def checks(self, state: RelaxationState) -> Tensor:
+        """(2, b) booleans, where the state is: which structures have exploded, which need a new neighbour list.
+
+        Whoever reads other numbers at every step can read these along with them, and hand them to :meth:`graph`.
+        """
         with torch.no_grad():
-            positions, cell = self.coordinates.structure(state.coordinates)
-            failures = self._exploded(state.coordinates, positions, cell)
-            return (None, failures) if failures else self._graph.update(positions, cell)
+            positions, cell = self._structure(state)
+            exploded = self._explosions(state.coordinates, positions, cell).any()
+            return torch.stack([exploded, self._graph.stale(positions, cell)])
+
+    def graph(self, state: RelaxationState, checks: Tensor | None = None) -> tuple[AtomGraph | None, dict[int, str]]:
+        """The graph at a state, without gradients, or for each structure that has exploded why.
+
+        Parameters
+        ----------
+        state
+            Coordinates of all structures.
+        checks : (2, b) bool
+            What :meth:`checks` says of the state, on the CPU, if it has been read already.
+        """
+        exploded, stale = (self.checks(state).cpu() if checks is None else checks).unbind()
+        with torch.no_grad():
+            positions, cell = self._structure(state)
+            if bool(exploded.any()):
+                return None, self._explosions(state.coordinates, positions, cell).reasons()
+            return self._graph.update(positions, cell, stale)
 
     def evaluate(self, state: RelaxationState, graph: AtomGraph, *, create_graph: bool = False) -> Evaluation:
         """Forces at a state; ``graph`` has its edges."""
         positions, cell = self.coordinates.structure(state.coordinates)
-        prediction = self.potential.predict(
-            graph.replace(positions=positions, cell=cell),
-            # Of a fixed cell it is only for the results, which no gradient is taken of.
-            stress=self.coordinates.cell is not None or not create_graph,
-            create_graph=create_graph,
-        )
+        graph = graph.replace(positions=positions, cell=cell)
+        if self._evaluator is not None and not create_graph:
+            (prediction,) = self._evaluator(graph)
+        else:
+            # Of a fixed cell the stress is only for the results, which no gradient is taken of.
+            stressed = self.coordinates.cell is not None or not create_graph
+            prediction = self.potential.predict(graph, stress=stressed, create_graph=create_graph)
         assert prediction.forces is not None
         stress = None if prediction.stress is None else prediction.stress.double()
         forces = self.coordinates.forces(state.coordinates, prediction.forces.double(), stress)
@@ -166,21 +194,62 @@ class Relaxation:
         both._start = torch.cat([self._start, other._start])
         return both, order
 
-    def _exploded(self, rows: Tensor, positions: Tensor, cell: Tensor) -> dict[int, str]:
+    def _structure(self, state: RelaxationState) -> tuple[Tensor, Tensor]:
+        """Positions and cells at a state without gradients, kept for whoever asks again."""
+        if self._last is not None and self._last[0] is state.coordinates:
+            return self._last[1:]
+        positions, cell = self.coordinates.structure(state.coordinates)
+        if not state.coordinates.requires_grad:  # whose graph would be kept, too
+            self._last = (state.coordinates, positions, cell)
+        return positions, cell
+
+    def _explosions(self, rows: Tensor, positions: Tensor, cell: Tensor) -> _Explosions:
         layout = self.coordinates.layout
-        finite = torch.ones(layout.count, dtype=torch.bool, device=cell.device) & cell.isfinite().all(2).all(1)
         owner = layout.owner[: len(positions)]
-        finite[owner[~positions.isfinite().all(1)]] = False
-        failures = {int(index): "positions or cell are not finite" for index in (~finite).nonzero()}
+        zeros = positions.new_zeros(layout.count)
+        broken = zeros.index_add(0, owner, (~positions.isfinite().all(dim=1)).to(zeros.dtype))
         moved = (rows[: len(positions)] - self._start).norm(dim=1)
-        for atom in (finite[owner] & (moved > LARGEST_DISPLACEMENT)).nonzero():
-            failures[int(owner[atom])] = f"an atom has moved by {float(moved[atom]):.3g} Å"
+        ratio = torch.ones_like(zeros)
         if self.coordinates.cell is not None:
-            ratio = torch.linalg.det(cell) / torch.linalg.det(self.coordinates.cell0)
-            outside = (ratio > LARGEST_VOLUME_RATIO) | (ratio < 1 / LARGEST_VOLUME_RATIO)
-            for index in (finite & outside).nonzero():
-                failures[int(index)] = f"the cell's volume has changed by a factor of {float(ratio[index]):.3g}"
-        return failures
+            ratio = signed_volume(cell) / signed_volume(self.coordinates.cell0)
+        return _Explosions(
+            finite=(broken == 0) & cell.isfinite().all(dim=2).all(dim=1),
+            moved=zeros.scatter_reduce(0, owner, moved, "amax"),
+            ratio=ratio,
+        )
+
+
+@dataclass(frozen=True)
+class _Explosions:
+    """What shows (b,) that a structure has exploded: numbers, the largest displacement in Å, the ratio of volumes."""
+
+    finite: Tensor
+    moved: Tensor
+    ratio: Tensor
+
+    @property
+    def _far(self) -> Tensor:
+        return self.moved > LARGEST_DISPLACEMENT
+
+    @property
+    def _other_volume(self) -> Tensor:
+        return (self.ratio > LARGEST_VOLUME_RATIO) | (self.ratio < 1 / LARGEST_VOLUME_RATIO)
+
+    def any(self) -> Tensor:
+        """(b,) booleans."""
+        return ~self.finite | self._far | self._other_volume
+
+    def reasons(self) -> dict[int, str]:
+        """Why, for each structure that has exploded."""
+        reasons = {}
+        for index in self.any().nonzero().squeeze(1).tolist():
+            if not self.finite[index]:
+                reasons[index] = "positions or cell are not finite"
+            elif self._other_volume[index]:
+                reasons[index] = f"the cell's volume has changed by a factor of {float(self.ratio[index]):.3g}"
+            else:
+                reasons[index] = f"an atom has moved by {float(self.moved[index]):.3g} Å"
+        return reasons
 
 
 def check_elements(potential: Potential, structures: Sequence[Atoms]) -> None:

@@ -157,3 +157,72 @@ def test_edges_with_any_skin(skin):
         assert_complete(graphs.update(*tensors(atoms))[0], atoms)
         step(atoms, rng)
     assert graphs.rebuilds == (5 if skin == 0 else 1) * len(atoms)
+
+
+def test_structures_given_as_tensors():
+    atoms = structures()
+    numbers = torch.tensor(np.concatenate([a.numbers for a in atoms]))
+    pbc = torch.tensor(np.stack([a.pbc for a in atoms]))
+    graphs = MovingGraph.of_tensors(numbers, pbc, [len(a) for a in atoms], CUTOFF, SKIN)
+    assert_complete(graphs.update(*tensors(atoms))[0], atoms)
+    assert graphs.rebuilds == 4
+
+
+def test_which_lists_hold_can_be_read_beforehand():
+    atoms, rng = structures(), np.random.default_rng(4)
+    one, two = moving(), moving()
+    assert one.stale(*tensors(atoms)).all()
+    for _ in range(10):
+        stale = one.stale(*tensors(atoms)).clone()
+        assert_complete(one.update(*tensors(atoms), stale)[0], atoms)
+        assert_complete(two.update(*tensors(atoms))[0], atoms)
+        assert one.rebuilds == two.rebuilds
+        assert not one.stale(*tensors(atoms)).any()
+        step(atoms, rng, scale=0.08)
+    assert one.rebuilds > 8
+
+
+@pytest.mark.parametrize("third", [(0.0, 0.0, 0.0), (1.0, 1.0, 0.0)])
+def test_a_cell_without_volume_that_changes_gets_a_new_list(third):
+    slab = fcc111("Al", (2, 2, 2))
+    slab.cell[2] = third @ slab.cell[:]
+    graphs = moving([slab])
+    graphs.update(*tensors([slab]))
+    slab.positions[0, 0] += 0.1
+    assert_complete(graphs.update(*tensors([slab]))[0], [slab])
+    assert graphs.rebuilds == 1
+    slab.set_cell(slab.cell[:] * 1.001, scale_atoms=False)
+    assert_complete(graphs.update(*tensors([slab]))[0], [slab])
+    assert graphs.rebuilds == 2
+
+
+@pytest.mark.parametrize("turn", [0.0, 1.0])
+def test_a_crystal_that_turns_and_shrinks_a_little_keeps_its_list(turn):
+    silicon = bulk("Si", cubic=True)
+    graphs = moving([silicon])
+    for k in range(5):
+        changed = silicon.copy()
+        changed.set_cell(silicon.cell[:] * (1 - 0.02 * k), scale_atoms=True)
+        changed.rotate(40 * turn * k, (1, 2, 3), rotate_cell=True)
+        changed.translate(0.01 * k)
+        assert_complete(graphs.update(*tensors([changed]))[0], [changed])
+    assert graphs.rebuilds == 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("excess", [1e-6, -1e-6])
+def test_the_bound_is_sharp(seed, excess):
+    # Two atoms just beyond the skin, along what the deformation shortens most, move towards each other.
+    moved, rng = 0.12, np.random.default_rng(seed)
+    left, stretch, right = np.linalg.svd(np.eye(3) + rng.normal(scale=0.04, size=(3, 3)))
+    stretch *= CUTOFF * (1 + excess) / (CUTOFF + SKIN - 2 * moved) / stretch[-1]
+    deformation, direction = left @ np.diag(stretch) @ right, left[:, -1]
+    apart = (CUTOFF + SKIN + 1e-9) * direction
+    atoms = Atoms("Si2", positions=[0 * apart, apart], cell=30 * rng.normal(size=(3, 3)), pbc=False)
+    graphs = moving([atoms])
+    assert graphs.update(*tensors([atoms]))[0].num_edges == 0
+    atoms.positions += moved * np.array([direction, -direction])
+    atoms.positions[:] = atoms.positions @ deformation
+    atoms.cell[:] = atoms.cell[:] @ deformation
+    assert_complete(graphs.update(*tensors([atoms]))[0], [atoms])
+    assert graphs.rebuilds == (1 if excess > 0 else 2)

@@ -10,7 +10,7 @@ from ase.constraints import FixAtoms
 from ase_finetune.errors import InputError
 from ase_finetune.graphs import AtomGraph
 from ase_finetune.optimize import CellOptions, FIREStep, GradientDescentStep, LBFGSStep
-from ase_finetune.optimize.cell import exponential, logarithmic_force
+from ase_finetune.optimize.cell import exponential, logarithmic_force, series_exponential
 from ase_finetune.optimize.relaxation import LARGEST_DISPLACEMENT, LARGEST_VOLUME_RATIO, Relaxation
 from tests import morse
 from tests.optimize.runs import cluster, small_cell, strained
@@ -276,3 +276,19 @@ def test_exponentials_of_one_matrix_are_exact(size):
         np.testing.assert_allclose(gradient[0], adjoint, rtol=0, atol=1e-13)
         force = logarithmic_force(torch.tensor(matrix[None]), torch.eye(3).double()[None], torch.tensor(change[None]))
         np.testing.assert_allclose(force[0], adjoint, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-6, 0.05, 1.0, 3.0])
+def test_exponentials_without_reading_back(size):
+    # As a GPU takes them; the reference is torch's own, of several matrices.
+    rng = np.random.default_rng(2)
+    matrices, change = torch.tensor(rng.normal(size=(2, 5, 6, 6)))
+    matrices *= size / torch.linalg.matrix_norm(matrices, ord=1)[:, None, None]
+    results = []
+    for function in (torch.matrix_exp, series_exponential):
+        traced = matrices.clone().requires_grad_()
+        found = function(traced)
+        results.append((found.detach(), *torch.autograd.grad((found * change).sum(), traced)))
+    scale = float(results[0][0].abs().max())
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=3e-14 * scale)

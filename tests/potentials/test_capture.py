@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 
 import numpy as np
@@ -16,6 +17,7 @@ from ase_finetune import FinetunedCalculator
 from ase_finetune.analysis.velocities import thermalize
 from ase_finetune.errors import InputError
 from ase_finetune.graphs import AtomGraph, collate
+from ase_finetune.optimize import pool, relax
 from ase_finetune.potentials import MorsePotential
 from ase_finetune.potentials.base import on_host
 from ase_finetune.potentials.capture import Evaluator, check_accelerate
@@ -225,3 +227,20 @@ def test_cuda_graphs(build, dtype):
         kind: trajectory(FinetunedCalculator(potential, dtype=dtype, accelerate=kind), 5) for kind in ("graph", "none")
     }
     np.testing.assert_allclose(steps["graph"], steps["none"], rtol=0, atol={"float32": 1e-3, "float64": 1e-8}[dtype])
+
+
+def test_relaxations_in_batches(monkeypatch):
+    """Structures leave, others join: the same steps with recordings of what there is."""
+    potential = morse.pretrained().double()
+    calculator = FinetunedCalculator(potential, dtype="float64")
+    structures = morse.oxide(7, 3)
+    plain = relax(structures, calculator, "fire", cell=True, fmax=0.02, steps=60, max_edges=4000)
+    recorder = Recorder()
+    monkeypatch.setattr(pool, "Evaluator", functools.partial(Evaluator, record=recorder, possible=True))
+    replayed = relax(structures, calculator, "fire", cell=True, fmax=0.02, steps=60, max_edges=4000, accelerate="auto")
+    assert 1 <= recorder.recorded < 60
+    for one, other in zip(replayed, plain, strict=True):
+        assert (one.steps, one.converged) == (other.steps, other.converged)
+        np.testing.assert_allclose(one.atoms.positions, other.atoms.positions, rtol=0, atol=1e-7)
+    with pytest.raises(InputError, match=r"accelerate='graph' .* need a GPU"):
+        relax(structures, calculator, accelerate="graph")
