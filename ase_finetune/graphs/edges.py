@@ -38,12 +38,12 @@ class Edges:
     inside: Tensor | None = None
 
     def mask(self, values: Tensor) -> Tensor:
-        """Values (e, ...) with a row per edge, zero for edges that do not count.
+        """The values (e, ...) of edges that count, and zero for those that do not.
 
         Parameters
         ----------
-        values
-            Finite everywhere.
+        values : (e, ...)
+            One row for each edge, finite everywhere.
         """
         return values if self.inside is None else values * self.inside.view(-1, *(1,) * (values.ndim - 1))
 

@@ -292,9 +292,10 @@ def _forces(gradient: Tensor, edge_index: Tensor, num_atoms: int) -> Tensor:
 
 
 def _stress(gradient: Tensor, vectors: Tensor, edge_index: Tensor, graph: AtomGraph) -> Tensor:
-    # Symmetrised products, as the derivative by a symmetric strain gives them.
-    rows, columns = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
-    products = 0.5 * (vectors[:, rows] * gradient[:, columns] + vectors[:, columns] * gradient[:, rows])
+    # Symmetrised products, as the derivative by a symmetric strain gives them. Lists of indices would be sent to a GPU.
+    (x, y, z), (gx, gy, gz) = vectors.unbind(dim=1), gradient.unbind(dim=1)
+    pairs = [0.5 * (y * gz + z * gy), 0.5 * (x * gz + z * gx), 0.5 * (x * gy + y * gx)]
+    products = torch.stack([x * gx, y * gy, z * gz, *pairs], dim=1)
     virial = _sum_by(products, graph.batch[edge_index[0]], graph.num_graphs)
     volume = graph.volume
     inverse = torch.where(volume > 0, 1 / volume.clamp(min=1e-12), torch.zeros_like(volume))

@@ -145,7 +145,7 @@ def test_tensors_have_shapes(name):
     told = entries(found.get("Parameters", ""))
     for key, parameter in inspect.signature(function).parameters.items():
         if str(parameter.annotation) == "Tensor" and key in told:
-            assert re.search(r"\([\w\d, ]*\)|\(\)|without dimensions", told[key]), f"{name}: shape of {key}"
+            assert re.search(r"\([\w\d, .]*\)|\(\)|without dimensions", told[key]), f"{name}: shape of {key}"
 
 
 def test_rooms_are_found():
