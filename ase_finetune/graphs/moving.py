@@ -158,7 +158,7 @@ class MovingGraph:
         chosen = copy.copy(self)
         chosen._built, chosen._evaluated = _selected(self._built, structures), None
         chosen._sizes = [self._sizes[index] for index in structures]
-        chosen._builds = self._builds[list(structures)]
+        chosen._builds = self._builds[np.array(structures, dtype=np.int64)]
         return chosen
 
     def joined(self, other: MovingGraph) -> MovingGraph:
@@ -202,7 +202,7 @@ class MovingGraph:
 
 def _selected(graph: AtomGraph, structures: Sequence[int]) -> AtomGraph:
     """The graph of some structures, without labels, in the order of their positions given."""
-    chosen = torch.tensor(list(structures), device=graph.batch.device)
+    chosen = torch.tensor(list(structures), dtype=torch.int64, device=graph.batch.device)
     place = torch.full((graph.num_graphs,), -1, device=chosen.device)
     place[chosen] = torch.arange(len(chosen), device=chosen.device)
     atoms, batch = _rows(place[graph.batch])

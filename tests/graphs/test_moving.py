@@ -138,6 +138,19 @@ def test_selected_and_joined_structures_keep_their_lists():
         assert_complete(both.update(*tensors([*kept, *more]))[0], [*kept, *more])
 
 
+def test_structures_are_selected_in_any_order_or_none():
+    atoms = structures()
+    graphs = moving()
+    graphs.update(*tensors(atoms))
+    chosen = graphs.select([3, 0])
+    turned = [atoms[3], atoms[0]]
+    assert_complete(chosen.update(*tensors(turned))[0], turned)
+    assert chosen.rebuilds == 2
+    none = graphs.select([])
+    assert none.rebuilds == 0
+    assert_complete(none.joined(chosen).update(*tensors(turned))[0], turned)
+
+
 def test_a_selection_that_rebuilds_does_not_leave_the_others_with_old_edges():
     # Both use the same lists: what one has rebuilt, the other must not take for unchanged.
     atoms = [Atoms("Si2", positions=[(0, 0, 0), (0, 0, 6.0)]), structures()[0]]
