@@ -100,12 +100,14 @@ class Updater:
         """
         self.optimizer.zero_grad(set_to_none=True)
         keeps: list[Callable[[], object]] = []
-        value = self._sum(self.processes.together(lambda: self._differentiate(pieces, keeps)))
-        if not math.isfinite(value):
-            raise NotFiniteError(f"the loss is {value}{self._culprits(pieces)}")
+        total = self._sum(self.processes.together(lambda: self._differentiate(pieces, keeps)))
         if self.penalty is not None:
             self.penalty.add_gradient()
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self.clip_norm or math.inf))
+        length = nn.utils.clip_grad_norm_(self._parameters, self.clip_norm or math.inf)
+        # Both at once: only here a step has to wait for a GPU.
+        value, norm = (float(number) for number in torch.stack([total, length.to(total)]).tolist())
+        if not math.isfinite(value):
+            raise NotFiniteError(f"the loss is {value}{self._culprits(pieces)}")
         if not math.isfinite(norm):
             raise NotFiniteError(f"the norm of the gradient is {norm}{self._culprits(pieces)}")
         self.optimizer.step()
@@ -113,8 +115,8 @@ class Updater:
             keep()
         return value
 
-    def _differentiate(self, pieces: Sequence[Piece], keeps: list[Callable[[], object]]) -> float:
-        """Add the gradients of the pieces to those of the parameters; returns the loss."""
+    def _differentiate(self, pieces: Sequence[Piece], keeps: list[Callable[[], object]]) -> Tensor:
+        """Add the gradients of the pieces to those of the parameters; returns the loss, float64."""
         # Added up where they are: each number read from a GPU would make the program wait for it.
         values: list[Tensor] = []
 
@@ -136,7 +138,7 @@ class Updater:
         for piece in pieces:
             doing, failing = functools.partial(work, piece=piece), functools.partial(lower, piece=piece)
             halve_if_out_of_memory(doing, piece.examples, failing)
-        return float(torch.stack(values).sum()) if values else 0.0
+        return torch.stack(values).sum() if values else torch.zeros((), dtype=torch.float64)
 
     def _gradients(self, value: Tensor) -> list[Tensor | None]:
         if not value.requires_grad:  # every example of a piece had to be left out
@@ -163,13 +165,14 @@ class Updater:
                 if not all(bool(part.isfinite().all()) for part in parts):
                     yield piece.describe(example)
 
-    def _sum(self, value: float) -> float:
+    def _sum(self, value: Tensor) -> Tensor:
         """Loss and gradients over all processes; a parameter that none of them used keeps no gradient."""
         if self.processes.size == 1:
             return value
         used = [0.0 if parameter.grad is None else 1.0 for parameter in self._parameters]
-        value, *used = self.processes.total([value, *used])
-        if not math.isfinite(value):
+        total, *used = self.processes.total([float(value), *used])
+        value = torch.tensor(total, dtype=torch.float64)
+        if not math.isfinite(total):
             return value
         wanted = [parameter for parameter, count in zip(self._parameters, used, strict=True) if count]
         for parameter in wanted:
