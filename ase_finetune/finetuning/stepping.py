@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
+import copy
 
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+import torch
+from torch import Tensor, nn
 
 from ase_finetune.continual import EWCPenalty
 from ase_finetune.errors import NotFiniteError
@@ -56,9 +56,9 @@ class Stepper:
             optimizer.add_param_group({"params": [parameter], "lr": rate, "weight_decay": 0.0})
         self._updater = Updater(optimizer, penalty, task.clip_norm, processes)
         self._schedule = build_schedule(optimizer, config, iterations)
-        self._average = None
+        self._average: _MovingAverage | None = None
         if config.ema_decay is not None:
-            self._average = AveragedModel(potential, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+            self._average = _MovingAverage(potential, config.ema_decay)
             warm_up(self.evaluated)
 
     @property
@@ -69,7 +69,7 @@ class Stepper:
     @property
     def evaluated(self) -> Potential:
         """The potential that is judged and kept: the moving average where there is one."""
-        return self._potential if self._average is None else cast("Potential", self._average.module)
+        return self._potential if self._average is None else self._average.potential
 
     def iterate(self, target: list[Piece], replay: list[Piece] | None) -> list[NotFiniteError]:
         """One target batch and, with replay, one replay batch; returns why updates could not be made."""
@@ -79,7 +79,7 @@ class Stepper:
         failures = [failure for failure in map(self._update, updates) if failure is not None]
         self._schedule.step()
         if self._average is not None:
-            self._average.update_parameters(self._potential)
+            self._average.update(self._potential)
         return failures
 
     def _update(self, pieces: list[Piece]) -> NotFiniteError | None:
@@ -98,7 +98,7 @@ class Stepper:
         state.add("optimizer", tensors.items())
         if self._average is not None:
             state.add("average", self.evaluated.native_parameters())
-            state.values["averaged"] = int(self._average.n_averaged)
+            state.values["averaged"] = self._average.count
         state.values |= {"rates": rates, "schedule": self._schedule.state_dict()}
 
     def load_from(self, state: State) -> None:
@@ -115,8 +115,41 @@ class Stepper:
         self._schedule.load_state_dict(dict(state.values["schedule"]))
         if self._average is not None:
             copy_into(self.evaluated.native_parameters(), state.group("average"))
-            self._average.n_averaged.fill_(int(state.values["averaged"]))
+            self._average.count = int(state.values["averaged"])
 
     def _own(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters of the task by the names they have in a state."""
         return [(str(number), parameter) for number, (parameter, _) in enumerate(self._task.own_parameters())]
+
+
+class _MovingAverage:
+    """A copy of a potential whose weights are the exponential moving average of the other's.
+
+    It gives what ``AveragedModel`` of ``torch.optim.swa_utils`` gives, which copies its count to the device in every
+    step and waits for that.
+
+    Parameters
+    ----------
+    potential
+        Is copied.
+    decay
+        Share of the average that stays in each update.
+    """
+
+    def __init__(self, potential: Potential, decay: float) -> None:
+        self.potential = copy.deepcopy(potential)
+        self.count = 0
+        self._decay = decay
+
+    @torch.no_grad()
+    def update(self, potential: Potential) -> None:
+        """Take in the weights as they are now; the first ones are taken over. Buffers are copied."""
+        averages: list[Tensor] = list(self.potential.parameters())
+        values: list[Tensor] = list(potential.parameters())
+        if self.count == 0:
+            torch._foreach_copy_(averages, values)
+        else:
+            torch._foreach_lerp_(averages, values, 1 - self._decay)
+        for own, other in zip(self.potential.buffers(), potential.buffers(), strict=True):
+            own.copy_(other)
+        self.count += 1
