@@ -89,8 +89,20 @@ class Loss:
         graph
             The same structures, with labels.
         """
-        total = prediction.energy.new_zeros(graph.num_graphs)
-        for weight, term in zip(self._weights, residuals(prediction, graph), strict=True):
+        return self.of_residuals(residuals(prediction, graph), graph.num_graphs)
+
+    def of_residuals(self, terms: Residuals, count: int) -> Tensor:
+        """As :meth:`per_structure`, of the residuals of ``count`` structures that are known already.
+
+        Parameters
+        ----------
+        terms
+            As :func:`residuals` gives them.
+        count
+            Number of structures b.
+        """
+        total = terms[0].values.new_zeros(count)
+        for weight, term in zip(self._weights, terms, strict=True):
             if weight > 0 and term is not None:
                 rows = self._rows(term)
                 sums = torch.zeros_like(total).index_add(0, term.batch, rows)
@@ -155,7 +167,11 @@ class Residual:
     batch: Tensor
 
 
-def residuals(prediction: Prediction, graph: AtomGraph) -> tuple[Residual, Residual | None, Residual | None]:
+#: Of energies, forces and stresses; ``None`` where they are not predicted.
+Residuals = tuple[Residual, Residual | None, Residual | None]
+
+
+def residuals(prediction: Prediction, graph: AtomGraph) -> Residuals:
     """Prediction minus label: energy in eV/atom, forces in eV/Å, stress in kbar."""
     if graph.energy is None or graph.forces is None or graph.stress is None:
         raise InputError("the structures carry no labels")

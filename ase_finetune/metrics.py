@@ -69,9 +69,10 @@ class ErrorSums:
         """Count a batch of b structures, prediction and labels on one device; returns the loss of each, (b,)."""
         sums: dict[str, Tensor] = {}
         with torch.no_grad():
-            losses = self._loss.per_structure(prediction, graph)
+            terms = residuals(prediction, graph)
+            losses = self._loss.of_residuals(terms, graph.num_graphs)
             sums["loss"] = losses.sum(dtype=torch.float64)
-            for name, term in zip(("energy", "forces", "stress"), residuals(prediction, graph), strict=True):
+            for name, term in zip(("energy", "forces", "stress"), terms, strict=True):
                 if term is not None:
                     rows = torch.where(term.mask[:, None], term.values.double(), 0.0)
                     sums[f"{name}_absolute"] = rows.abs().sum()
@@ -99,7 +100,7 @@ class ErrorSums:
 
     def state(self) -> dict[str, float]:
         """The sums, JSON-able."""
-        return {"structures": self._structures, **{name: float(value) for name, value in self._sums.items()}}
+        return {"structures": self._structures, **self._read()}
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """Add what :meth:`state` gave."""
@@ -108,8 +109,7 @@ class ErrorSums:
 
     def errors(self, processes: Processes = ALONE) -> Errors:
         """The errors over all batches so far, of all processes."""
-        mine = torch.stack([self._sums[name] for name in _SUMS if name in self._sums]).tolist() if self._sums else []
-        found = dict(zip((name for name in _SUMS if name in self._sums), mine, strict=True))
+        found = self._read()
         totals = processes.total([float(self._structures), *(found.get(name, 0.0) for name in _SUMS)])
         structures, sums = totals[0], dict(zip(_SUMS, totals[1:], strict=True))
         measures: dict[str, Any] = {}
@@ -122,6 +122,11 @@ class ErrorSums:
             slope=sums["product"] / sums["square"] if sums["square"] > 0 else float("nan"),
             **measures,
         )
+
+    def _read(self) -> dict[str, float]:
+        """The sums by name, all read at once."""
+        values = torch.stack(list(self._sums.values())).tolist() if self._sums else []
+        return dict(zip(self._sums, values, strict=True))
 
 
 _SUMS = (
@@ -149,19 +154,22 @@ def evaluate(
     if not len(graphs):
         return None
     sums = ErrorSums(loss or Loss())
-    batches: list[tuple[list[int], Tensor]] = []
+    evaluated: list[int] = []
+    losses: list[Tensor] = []
 
     def work(indices: list[int]) -> None:
         batch = collate([graphs[index] for index in indices]).to(potential.device)
         with torch.no_grad():
             prediction = potential.predict(batch)
-        batches.append((indices, sums.add(prediction, batch)))
+        losses.append(sums.add(prediction, batch))
+        evaluated.extend(indices)
         for _ in indices:
             if on_structure is not None:
                 on_structure()
 
     work_off(work, shared_batches(graphs, max_edges, processes), processes)
-    own = [(index, loss) for indices, losses in batches for index, loss in zip(indices, losses.tolist(), strict=True)]
+    # Read once, when all batches are on their way: a GPU has the next one in hand while the last one is put together.
+    own = list(zip(evaluated, torch.cat(losses).tolist() if losses else [], strict=True))
     every = sorted(item for part in processes.gather(own) for item in part)
     return replace(sums.errors(processes), losses=tuple(loss for _, loss in every))
 
