@@ -56,7 +56,7 @@ class EWCPenalty:
         if anchor is not None:
             check_names(named, anchor, "anchor", known)
         self._parameters: list[Tensor] = list(named.values())
-        self._fisher = [fisher.values[name] for name in named]
+        self._fisher = [fisher.values[name].to(parameter) for name, parameter in named.items()]
         self.strength = strength
         self._anchor = [
             parameter.detach().clone() if anchor is None else anchor[name].to(parameter).clone()
@@ -74,8 +74,7 @@ class EWCPenalty:
             raise InputError(f"ewc_lambda must be a finite number that is not negative, got {value}")
         self._strength = float(value)
         # Made anew from the Fisher information: a resumed run has the same bits.
-        pairs = zip(self._fisher, self._parameters, strict=True)
-        self._stiffness = [self._strength * fisher.to(parameter) for fisher, parameter in pairs]
+        self._stiffness = [self._strength * fisher for fisher in self._fisher]
 
     @torch.no_grad()
     def value(self) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ase_finetune.errors import InputError
 from ase_finetune.graphs import AtomGraph, collate, edge_counts
+from ase_finetune.graphs.sending import send
 from ase_finetune.losses import Loss
 from ase_finetune.parallel import ALONE, Processes
 from ase_finetune.potentials.base import Potential
@@ -120,7 +121,8 @@ def empirical_fisher(
         prediction = potential.predict(batch, forces=loss.needs_forces, stress=loss.needs_stress, create_graph=True)
         losses = loss.per_structure(prediction, batch)
         generator = torch.Generator().manual_seed(_seed(seed, indices[0]))
-        sums.add([losses @ signs.to(losses) for signs in _signs(len(indices), probes or 1, generator)])
+        signs = _signs(len(indices), probes or 1, generator)
+        sums.add([losses @ send(row.to(losses.dtype), losses.device) for row in signs])
         _count(on_structure, len(indices))
 
     if probes is None:
@@ -261,4 +263,4 @@ def _count(on_structure: Callable[[], object] | None, count: int) -> None:
 
 def _normal_like(values: Tensor, generator: torch.Generator) -> Tensor:
     # Drawn on the CPU, so that a seed means the same on every device.
-    return torch.randn(values.shape, generator=generator, dtype=values.dtype).to(values.device)
+    return send(torch.randn(values.shape, generator=generator, dtype=values.dtype), values.device)
