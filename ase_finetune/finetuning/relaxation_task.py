@@ -27,6 +27,7 @@ from ase_finetune.potentials.base import Potential
 from ase_finetune.potentials.batched import fill_batches
 from ase_finetune.potentials.memory import EdgeBudget
 from ase_finetune.trajectories.evaluation import PairError, RelaxationErrors, relax_pairs, summarize
+from ase_finetune.trajectories.losses import cell_strain, rmsd
 from ase_finetune.trajectories.rollout import Rollout, rollout
 from ase_finetune.trajectories.structures import Structures
 
@@ -249,9 +250,10 @@ class RelaxationTask(Task):
             energies = {"energy": run.energy(), "target_energy": wanted}
         values = loss(structures, target, **energies)
         with torch.no_grad():
-            terms = loss.terms(structures, target)
-            ends = list(zip(values.tolist(), terms["rmsd"].tolist(), terms["strain"].tolist(), strict=True))
-        return values, ends
+            distances = rmsd(structures, target, remove_drift=loss.remove_drift, align=loss.align)
+            # Read at once: a GPU is waited for each time.
+            rows = torch.stack([values, distances, cell_strain(structures, target)], dim=1).tolist()
+        return values, [(value, distance, strain) for value, distance, strain in rows]
 
 
 def _at_the_target(pair: Pair) -> Atoms:
