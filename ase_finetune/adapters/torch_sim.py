@@ -17,6 +17,7 @@ from torch import Tensor
 from ase_finetune.adapters.moving_batch import MovingBatch
 from ase_finetune.calculator import FinetunedCalculator
 from ase_finetune.errors import BackendNotInstalledError, InputError
+from ase_finetune.optimize.cell import full_stress
 from ase_finetune.potentials import Potential
 
 try:
@@ -120,7 +121,7 @@ class TorchSimModel(_interface.ModelInterface):  # type: ignore[misc]  # torch-s
         if found.forces is not None:
             results["forces"] = found.forces.detach()
         if found.stress is not None:
-            results["stress"] = found.stress.detach()[:, _VOIGT].reshape(-1, 3, 3)
+            results["stress"] = full_stress(found.stress.detach())
         return results
 
     def _check(self, state: Any, numbers: Tensor) -> None:
@@ -131,10 +132,6 @@ class TorchSimModel(_interface.ModelInterface):  # type: ignore[misc]  # torch-s
         if self._checked is None or not torch.equal(self._checked, numbers):
             self.potential.check_numbers(numbers.tolist())
             self._checked = numbers
-
-
-#: Places of a symmetric matrix, row by row, in the order xx, yy, zz, yz, xz, xy.
-_VOIGT = [0, 5, 4, 5, 1, 3, 4, 3, 2]
 
 
 def _calculator(model: Any, device: str, dtype: str, head: str | None) -> FinetunedCalculator:

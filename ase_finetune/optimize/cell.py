@@ -94,7 +94,9 @@ _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 def full_stress(voigt: Tensor) -> Tensor:
     """(b, 3, 3) tensors of (b, 6) stresses in Voigt order."""
-    return voigt[:, [0, 5, 4, 5, 1, 3, 4, 3, 2]].reshape(-1, 3, 3)
+    xx, yy, zz, yz, xz, xy = voigt.unbind(dim=1)
+    # A list of indices would be sent to a GPU.
+    return torch.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], dim=1).view(-1, 3, 3)
 
 
 def exponential(matrices: Tensor) -> Tensor:

@@ -209,9 +209,7 @@ def test_gaussian_is_unbiased(max_edges):
 def test_gaussian_forces_alone():
     """Two atoms on a line: all parameters share the random numbers, so one ratio tells the factor of the forces."""
     potential = morse.pretrained().double()
-    dimer = AtomGraph.from_atoms(
-        Atoms("Si2", positions=[(0, 0, 0), (0, 0, 2.2)]), potential.cutoff, dtype=torch.float64
-    )
+    dimer = AtomGraph.from_atoms(Atoms("Si2", positions=[(0, 0, 0), (0, 0, 2.2)]), potential.cutoff)
     exact = flat_values(exact_gaussian(potential, [dimer], 1e6, 0.1))
     draws = 600
     found = flat(gaussian_fisher(potential, [dimer], energy_scale=1e6, forces_scale=0.1, draws=draws))

@@ -57,8 +57,8 @@ def test_labels_are_the_predictions(potential, structures, dtype):
         assert torch.equal(labelled.positions, graph.positions)
         for name in ("energy", "forces", "stress"):
             label = getattr(labelled, name)
-            assert label.dtype == dtype
-            torch.testing.assert_close(label, getattr(prediction, name), rtol=1e-5, atol=1e-6)
+            assert label.dtype == torch.float64
+            torch.testing.assert_close(label, getattr(prediction, name).double(), rtol=1e-5, atol=1e-6)
             assert getattr(labelled, f"{name}_mask").all()
         assert float(labelled.forces.abs().max()) > 0.1
     assert graphs[0].energy is None
@@ -173,8 +173,7 @@ def test_another_model_misses(potential, structures, counted, tmp_path):
 def test_another_dtype_misses(structures, counted, tmp_path):
     for dtype in (torch.float32, torch.float64):
         potential = morse.pretrained().to(dtype)
-        (made, *_) = pseudo_label(potential, bare(structures, potential), cache=tmp_path)
-        assert made.energy.dtype == dtype
+        pseudo_label(potential, bare(structures, potential), cache=tmp_path)
     assert counted == [4, 4]
 
 
