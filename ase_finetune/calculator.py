@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ase_finetune.errors import InputError, OutputExistsError
 from ase_finetune.files import is_there
 from ase_finetune.graphs import AtomGraph, SkinNeighborList
+from ase_finetune.graphs.batched_lists import find_pairs_on
 from ase_finetune.graphs.sending import send
 from ase_finetune.potentials import Potential, load_potential, save_potential
 from ase_finetune.potentials.base import Prediction, on_host
@@ -120,7 +121,7 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         if reference == "target" and "reference_offsets" not in self.metadata:
             raise InputError("reference='target' needs a model fine-tuned with reference='align'; this one is not")
         check_accelerate(accelerate, self.potentials)
-        self._neighbors = SkinNeighborList(max(p.cutoff for p in self.potentials), skin)
+        self._neighbors = SkinNeighborList(max(p.cutoff for p in self.potentials), skin, find_pairs_on(self._device))
         self._evaluator = Evaluator(self.potentials, accelerate)
         # What is on the device while the neighbour list is valid, and the structure it was made of.
         self._graph: AtomGraph | None = None

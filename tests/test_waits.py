@@ -15,12 +15,13 @@ from ase.md.verlet import VelocityVerlet
 from ase_finetune import FinetuneConfig, FinetunedCalculator, finetune
 from ase_finetune.continual import EWCPenalty, FisherInformation, empirical_fisher, gaussian_fisher
 from ase_finetune.data import read_pairs
+from ase_finetune.errors import InputError
 from ase_finetune.finetuning.frame_task import FrameBatches, FrameTask, Replay
 from ase_finetune.finetuning.history import Log
 from ase_finetune.finetuning.relaxation_config import RelaxationConfig
 from ase_finetune.finetuning.relaxation_task import RelaxationTask
 from ase_finetune.finetuning.training import Trainer
-from ase_finetune.graphs import AtomGraph
+from ase_finetune.graphs import AtomGraph, batched_lists
 from ase_finetune.metrics import evaluate
 from ase_finetune.optimize import relax
 from ase_finetune.optimize.pool import Relaxed
@@ -261,6 +262,26 @@ def test_an_evaluation_can_be_recorded(gpu, there):
     with torch.no_grad():
         expected = there.predict(graph)
     torch.testing.assert_close(evaluator(graph)[0].forces.cpu(), expected.forces.cpu())
+
+
+def test_molecular_dynamics_with_neighbours_found_on_the_device(gpu, there, monkeypatch):
+    plain = FinetunedCalculator(there, device="cuda", accelerate="none")
+    monkeypatch.setattr(batched_lists, "has_device_library", lambda: True)
+    monkeypatch.setattr(batched_lists, "neighbor_lists", batched_lists.neighbor_lists_in_turn)
+    atoms = morse.oxide(1, 1)[0]
+    calculator = FinetunedCalculator(there, device="cuda", accelerate="none")
+    assert isinstance(calculator._neighbors._find, batched_lists.OnDevice)
+    atoms.calc = calculator
+    other = atoms.copy()
+    other.calc = plain
+    for step in (0.0, 0.1, 0.4):
+        for each in (atoms, other):
+            each.positions[0, 0] += step
+        np.testing.assert_allclose(atoms.get_forces(), other.get_forces(), rtol=0, atol=1e-5)
+    assert calculator._neighbors.rebuilds == 2
+    atoms.positions[1] = atoms.positions[0]
+    with pytest.raises(InputError, match=r"^atoms .* coincide"):
+        atoms.get_forces()
 
 
 def test_relax(gpu, there):

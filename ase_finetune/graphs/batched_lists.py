@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -12,7 +13,8 @@ from ase import Atoms
 from torch import Tensor
 
 from ase_finetune.errors import InputError
-from ase_finetune.graphs.neighbors import neighbor_list
+from ase_finetune.graphs.neighbors import FindPairs, check_atoms, neighbor_list
+from ase_finetune.graphs.sending import send
 
 
 class BatchError(InputError):
@@ -75,6 +77,28 @@ def neighbor_lists(
 def has_device_library() -> bool:
     """Whether the library that finds neighbours on a GPU is installed; it is imported when it is used."""
     return importlib.util.find_spec("nvalchemiops") is not None
+
+
+def find_pairs_on(device: torch.device) -> FindPairs:
+    """What finds the pairs of one structure: on a GPU, if the library for it is installed; else on the CPU."""
+    return OnDevice(device) if device.type == "cuda" and has_device_library() else neighbor_list
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """As :func:`neighbor_list`, with the edges found on a device and left there."""
+
+    device: torch.device
+
+    def __call__(self, atoms: Atoms, cutoff: float) -> tuple[Tensor, Tensor]:
+        """Edges of ``atoms`` within ``cutoff`` in Å, as tensors."""
+        check_atoms(atoms)
+        geometry = torch.tensor(atoms.positions), torch.tensor(atoms.cell[:])[None], torch.tensor(atoms.pbc)[None]
+        positions, cell, pbc = (send(value, self.device) for value in geometry)
+        try:
+            return neighbor_lists(positions, cell, pbc, torch.tensor(atoms.numbers), [len(atoms)], cutoff)
+        except BatchError as error:
+            raise InputError(error.failures[0]) from error
 
 
 def neighbor_lists_in_turn(

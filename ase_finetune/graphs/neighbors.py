@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from ase import Atoms
@@ -12,6 +15,9 @@ from ase_finetune.errors import InputError
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+
+#: A function like :func:`neighbor_list`; its results may be tensors.
+FindPairs = Callable[[Atoms, float], tuple[Any, Any]]
 
 #: Two atoms closer than this are taken to coincide (Å): forces have no direction there.
 COINCIDENCE = 1e-4
@@ -107,21 +113,24 @@ class SkinNeighborList:
         Radius of the potential in Å.
     skin
         Extra radius in Å.
+    find
+        Finds the pairs of a structure within a radius, as :func:`neighbor_list` does.
     """
 
-    def __init__(self, cutoff: float, skin: float = 0.0) -> None:
+    def __init__(self, cutoff: float, skin: float = 0.0, find: FindPairs | None = None) -> None:
         if skin < 0:
             raise InputError(f"skin must not be negative, got {skin}")
+        self._find = find or neighbor_list
         self.cutoff = cutoff
         self.skin = skin
         self.rebuilds = 0
         self._atoms: Atoms | None = None
-        self._edges: tuple[IntArray, FloatArray] | None = None
+        self._edges: tuple[Any, Any] | None = None
 
-    def update(self, atoms: Atoms) -> tuple[IntArray, FloatArray]:
-        """Edges for ``atoms`` as :func:`neighbor_list` gives them, up to ``cutoff + skin``."""
+    def update(self, atoms: Atoms) -> tuple[Any, Any]:
+        """Edges for ``atoms`` as ``find`` gives them, up to ``cutoff + skin``: the same objects while they hold."""
         if self._edges is None or not self._still_valid(atoms):
-            self._edges = neighbor_list(atoms, self.cutoff + self.skin)
+            self._edges = self._find(atoms, self.cutoff + self.skin)
             self._atoms = Atoms(
                 numbers=atoms.numbers, positions=atoms.get_positions(), cell=atoms.cell[:], pbc=atoms.pbc
             )
