@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from ase_finetune.errors import InputError, OutputExistsError
 from ase_finetune.files import is_there
-from ase_finetune.graphs import AtomGraph, SkinNeighborList
-from ase_finetune.graphs.batched_lists import find_pairs_on
-from ase_finetune.graphs.sending import send
+from ase_finetune.graphs import AtomGraph
+from ase_finetune.graphs.kept import KeptGraph
 from ase_finetune.potentials import Potential, load_potential, save_potential
 from ase_finetune.potentials.base import Prediction, on_host
 from ase_finetune.potentials.batched import DEFAULT_MAX_EDGES, predict_many
@@ -121,11 +120,9 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         if reference == "target" and "reference_offsets" not in self.metadata:
             raise InputError("reference='target' needs a model fine-tuned with reference='align'; this one is not")
         check_accelerate(accelerate, self.potentials)
-        self._neighbors = SkinNeighborList(max(p.cutoff for p in self.potentials), skin, find_pairs_on(self._device))
+        self._graph = KeptGraph(max(p.cutoff for p in self.potentials), skin, self._device)
         self._evaluator = Evaluator(self.potentials, accelerate)
-        # What is on the device while the neighbour list is valid, and the structure it was made of.
-        self._graph: AtomGraph | None = None
-        self._built: tuple[Any, Atoms] | None = None
+        self._checked: Any = None  # atomic numbers that all members know
 
     def __repr__(self) -> str:
         named = ("model", "device", "dtype", "head", "reference")
@@ -171,7 +168,10 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         structure = self.atoms
         if structure is None:
             raise InputError("there are no atoms to evaluate; give them as atoms.calc = calculator")
-        predictions = on_host(self._evaluator(self._graph_of(structure)))
+        if not np.array_equal(self._checked, structure.numbers):
+            self._check_elements(structure.numbers)
+            self._checked = structure.numbers.copy()
+        predictions = on_host(self._evaluator(self._graph.update(structure)))
         members = [self.results_of(prediction, structure) for prediction in predictions]
         self.results = _mean(members)
         self.spread = _spread(members) if len(members) > 1 else {}
@@ -247,26 +247,10 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
             raise OutputExistsError(f"{file} exists; choose another name or pass overwrite=True")
         potential.save_native(file)
 
-    def _graph_of(self, atoms: Atoms) -> AtomGraph:
-        """The graph on its device; of what is there already only positions, and a cell that moves, are sent."""
-        if self._built is None or not np.array_equal(self._built[1].numbers, atoms.numbers):
-            self._check_elements(atoms.numbers)
-            self._graph = None
-        edges = self._neighbors.update(atoms)
-        if self._graph is None or self._built is None or self._built[0] is not edges:
-            self._graph = AtomGraph.from_atoms(atoms, self._neighbors.cutoff, edges=edges).to(self._device)
-            self._built = edges, Atoms(atoms.numbers, cell=atoms.cell[:])
-            return self._graph
-        self._graph = self._graph.replace(positions=send(torch.tensor(atoms.positions), self._device))
-        if not np.array_equal(self._built[1].cell[:], atoms.cell[:]):
-            self._graph = self._graph.replace(cell=send(torch.tensor(atoms.cell[:])[None], self._device))
-            self._built[1].cell[:] = atoms.cell[:]
-        return self._graph
-
     def _single_graph(self, index: int, atoms: Atoms) -> AtomGraph:
         try:
             self._check_elements(atoms.numbers)
-            return AtomGraph.from_atoms(atoms, self._neighbors.cutoff)
+            return AtomGraph.from_atoms(atoms, self._graph.neighbors.cutoff)
         except InputError as error:
             raise InputError(f"structure {index}: {error}") from error
 

@@ -194,8 +194,8 @@ class TestDynamics:
 
     def test_skin_changes_nothing(self, silicon, tmp_path):
         (without, one), (with_skin, other) = (self.run(silicon, s, tmp_path / f"{s}.traj") for s in (0.0, 0.5))
-        assert without.calc._neighbors.rebuilds == 61
-        assert 1 < with_skin.calc._neighbors.rebuilds < 30
+        assert without.calc._graph.neighbors.rebuilds == 61
+        assert 1 < with_skin.calc._graph.neighbors.rebuilds < 30
         assert len(one) == len(other) == 13
         np.testing.assert_allclose(with_skin.positions, without.positions, rtol=0, atol=1e-9)
         for a, b in zip(one, other, strict=True):

@@ -270,7 +270,7 @@ def test_molecular_dynamics_with_neighbours_found_on_the_device(gpu, there, monk
     monkeypatch.setattr(batched_lists, "neighbor_lists", batched_lists.neighbor_lists_in_turn)
     atoms = morse.oxide(1, 1)[0]
     calculator = FinetunedCalculator(there, device="cuda", accelerate="none")
-    assert isinstance(calculator._neighbors._find, batched_lists.OnDevice)
+    assert isinstance(calculator._graph.neighbors._find, batched_lists.OnDevice)
     atoms.calc = calculator
     other = atoms.copy()
     other.calc = plain
@@ -278,7 +278,7 @@ def test_molecular_dynamics_with_neighbours_found_on_the_device(gpu, there, monk
         for each in (atoms, other):
             each.positions[0, 0] += step
         np.testing.assert_allclose(atoms.get_forces(), other.get_forces(), rtol=0, atol=1e-5)
-    assert calculator._neighbors.rebuilds == 2
+    assert calculator._graph.neighbors.rebuilds == 2
     atoms.positions[1] = atoms.positions[0]
     with pytest.raises(InputError, match=r"^atoms .* coincide"):
         atoms.get_forces()

@@ -86,8 +86,8 @@ def test_dynamics_with_rebuilds(build):
     replaying = FinetunedCalculator(potential, dtype="float64", skin=0.3)
     replaying._evaluator, recorder = recorded([potential])
     np.testing.assert_allclose(trajectory(replaying), trajectory(plain), rtol=0, atol=1e-8)
-    assert replaying._neighbors.rebuilds > 3
-    assert 1 <= recorder.recorded < replaying._neighbors.rebuilds
+    assert replaying._graph.neighbors.rebuilds > 3
+    assert 1 <= recorder.recorded < replaying._graph.neighbors.rebuilds
 
 
 def test_only_what_has_changed_is_copied():
