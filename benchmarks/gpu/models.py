@@ -59,6 +59,12 @@ def potential(name: str, device: torch.device, dtype: torch.dtype = torch.float3
 
 
 @functools.cache
+def shared(name: str, device: torch.device) -> Potential:
+    """A potential in float32 that is loaded once in a process; its weights are not to be changed."""
+    return potential(name, device)
+
+
+@functools.cache
 def native_mace(tiny: bool) -> torch.nn.Module:
     """A native MACE of the size of the small public ones, or a tiny one; not to be changed."""
     return random_mace(MACE_ELEMENTS, tiny=tiny)

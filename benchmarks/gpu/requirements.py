@@ -17,8 +17,8 @@ from benchmarks.gpu.plan import ROOT
 #: Comes with the machine, and so does what only it needs.
 GIVEN = "torch"
 
-#: Required by sevenn, mace or torch-geometric and not imported by anything that the stages run: 16 MiB.
-UNUSED = ("aiohttp", "gitpython", "lmdb", "scikit-learn")
+#: Required by sevenn, mace or torch-geometric and not imported by anything that the stages run: 4 MiB.
+UNUSED = ("aiohttp", "gitpython")
 
 #: The markers of requirements are those of the machine of the GPU, not of this one.
 MARKERS = {

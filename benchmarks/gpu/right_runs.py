@@ -35,7 +35,7 @@ def steps(one: Twins) -> dict[str, Any]:
 
 
 def _trained(one: Twins, device: torch.device) -> float:
-    model = one.fresh(device, "float64")
+    model = one.copied(device, "float64")
     made = graphs(model, one.frames)
     config = dataclasses.replace(naive(Loss(), 1), method="reewc", replay_batch_size=2, learning_rate=1e-4)
     trained = trainer(model, made[:2], config, made[:2], flat_penalty(model))
@@ -45,9 +45,9 @@ def _trained(one: Twins, device: torch.device) -> float:
 
 def relaxation(one: Twins, dtype: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Where a batch of relaxations with cells ends, and after how many steps."""
-    starts = [plain(atoms) for atoms in one.frames]
+    starts, most = [plain(atoms) for atoms in one.frames], one.bench.size(5, 100, 100)
     found, wanted = (
-        relax(starts, FinetunedCalculator(model, device=str(model.device)), cell=True, fmax=0.05, steps=100, **more)
+        relax(starts, FinetunedCalculator(model, device=str(model.device)), cell=True, fmax=0.05, steps=most, **more)
         for model, more in ((one.on(dtype), options), (one.reference, {}))
     )
     apart = [

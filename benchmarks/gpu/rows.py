@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ KNOWN = ("ok", "wrong")
 
 #: What must be the same for a row to count as known when a folder is continued.
 SAME = ("device", "quick", "commit", "card")
+
+#: Rows about a stage: all names it has, how its process ended, how long it took.
+PLANNED, PROCESS, STAGE = "(planned)", "(process)", "(stage)"
 
 Row = dict[str, Any]
 
@@ -59,6 +63,13 @@ class Book:
         A row that has begun and not ended counts as failed: its process died in it.
         """
         return {row["name"] for row in self.rows() if row["stage"] == stage and self._is_settled(row)}
+
+    def unmeasured(self, stage: str) -> list[str]:
+        """Planned names of a stage that this run has no row of and that are not settled."""
+        rows = {row["name"]: row for row in self.rows() if row["stage"] == stage}
+        planned = rows.get(PLANNED, {}).get("names", [])
+        settled, run = self.settled(stage), self.identity.get("run")
+        return [name for name in planned if name not in settled and rows.get(name, {}).get("run") != run]
 
     def _is_settled(self, row: Row) -> bool:
         if row["status"] in KNOWN:
@@ -113,15 +124,14 @@ def _note(row: Row) -> str:
 
 def table(rows: Iterable[Row]) -> str:
     """All rows by stage, and at the end how many there are of each kind and what was skipped."""
-    rows = list(rows)
-    counts = {
-        status: sum(row["status"] == status for row in rows) for status in dict.fromkeys(r["status"] for r in rows)
-    }
+    rows = [row for row in rows if row["name"] != PLANNED and (row["name"], row["status"]) != (PROCESS, "ok")]
+    counts, skipped = Counter(row["status"] for row in rows), defaultdict[tuple[str, str], list[str]](list)
+    for row in rows:
+        if row["status"] == "skipped":
+            skipped[row["stage"], row.get("reason", "")].append(row["name"])
     parts = [line(row) for row in rows if row["status"] != "skipped"]
-    skipped = [
-        f"  {row['stage']}: {row['name']}: {row.get('reason', '')}" for row in rows if row["status"] == "skipped"
-    ]
     if skipped:
-        parts += ["", "skipped", *skipped]
+        parts += ["", "skipped"]
+        parts += [f"  {stage}: {'; '.join(names)}: {reason}" for (stage, reason), names in skipped.items()]
     parts += ["", ", ".join(f"{count} {status}" for status, count in counts.items()) or "no rows"]
     return "\n".join(parts)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.gpu.plan import ROOT, STAGES
-from benchmarks.gpu.rows import Book, line, table
+from benchmarks.gpu.rows import PROCESS, STAGE, Book, line, table
 
 #: All files of a run: few and flat, as machines that are lent give them back.
 LOG, SUMMARY = "log.txt", "summary.txt"
@@ -82,7 +82,7 @@ class Runner:
             share = STAGES[stage] / sum(STAGES[name] for name in waiting)
             waiting.remove(stage)
             if left < SHORTEST:
-                self._say(line(self.book.add(stage, "(all rows)", "skipped", reason="no time was left")))
+                self._say(line(self.book.add(stage, STAGE, "skipped", reason="no time was left")))
                 continue
             self._stage(stage, time.time() + left * share)
         rows = self.book.rows()
@@ -94,16 +94,21 @@ class Runner:
     def _stage(self, stage: str, until: float) -> None:
         """Run a stage, and once more if its process dies: the row it died in is left out then."""
         self._say(f"--- {stage}, {until - time.time():.0f} s")
-        start, rows = time.time(), len(self.book.rows())
+        start, rows, died = time.time(), len(self.book.rows()), False
         for _ in range(3):
             told = self._process(stage, until)
             known, rows = rows, len(self.book.rows())
             if not told:
                 break
-            self._say(line(self.book.add(stage, "(process)", "failed", reason=told[-1], lines=told)))
+            died = True
+            self._say(line(self.book.add(stage, PROCESS, "failed", reason=told[-1], lines=told)))
             if known == rows or until - time.time() < SHORTEST:
                 break
-        self.book.add(stage, "(stage)", "ok", value=time.time() - start, unit="s")
+        for name in self.book.unmeasured(stage):
+            self._say(line(self.book.add(stage, name, "skipped", reason="its process had to end before")))
+        if not died:  # unlike in an earlier run, perhaps
+            self.book.add(stage, PROCESS, "ok")
+        self.book.add(stage, STAGE, "ok", value=time.time() - start, unit="s")
 
     def _process(self, stage: str, until: float) -> list[str]:
         """The last lines of a process that died or had to be stopped; none if it ended well."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.rows import Book, line
+from benchmarks.gpu.rows import PLANNED, Book, line
 from benchmarks.suite import Setting
 
 #: What a stage yields: the name of a row, and the function that measures its values.
@@ -89,8 +89,9 @@ def work_off(stage: str, tasks: Iterator[Task], bench: Bench, book: Book) -> Non
     A row that fails is noted with the last lines of its traceback, and the next one is measured; the process ends only
     if the GPU is no longer usable.
     """
-    settled = book.settled(stage)
-    for name, work in tasks:
+    settled, listed = book.settled(stage), list(tasks)
+    book.add(stage, PLANNED, "ok", names=[name for name, _ in listed])
+    for name, work in listed:
         if name in settled:
             continue
         if bench.left <= 0:
