@@ -57,7 +57,7 @@ FILES: dict[str, int | None] = {
 #: Beside sevenn with its reEWC trainer, in the version of constraints-newest-sevenn.txt.
 PEER_PACKAGES = ("e3nn==0.5.6", "torch-sim-atomistic==0.6.2")
 
-#: What is left out of sevenn's wheels: an older 7net-0 and code for LAMMPS; of the peers' one, weights that the other has.
+#: What is left out of sevenn's wheels: code for LAMMPS, and an older 7net-0; of the peers' one all weights.
 LEFT_OUT = {
     WHEELS: ("SevenNet_0__22May2024/", "pair_e3gnn/", ".so"),
     PEERS: ("pretrained_potentials/", "pair_e3gnn/", ".so"),
@@ -116,7 +116,7 @@ def prepare(folder: Path, data: Path | None, have: str = "", peers: bool = True)
 def fetch(requirements: Sequence[str], folder: Path) -> None:
     """Wheels of exactly these packages, built where there is none; other wheels in the folder go."""
     folder.mkdir(parents=True, exist_ok=True)
-    expected = {tuple(requirement.split("==")): requirement for requirement in requirements}
+    expected = {requirement.partition("==")[::2]: requirement for requirement in requirements}
     there = {}
     for wheel in folder.glob("*.whl"):
         name, version = wheel.name.split("-")[:2]

@@ -148,9 +148,7 @@ class Unrolling:
     def compared(self, measure: str, unit: str, goal: float) -> dict[str, Any]:
         """One measure of both sides."""
         if measure == "peak" and not self._bench.on_gpu:
-            raise SkippedError(
-                "resident memory of one process says nothing; python -m benchmarks bptt takes fresh ones"
-            )
+            raise SkippedError("needs a GPU; python -m benchmarks bptt measures the memory of a CPU")
         count, steps, sides = self._measured()
         ours, peer = ([one[measure] for one in sides[kind]] for kind in ("adjoint", "plain"))
         norms = [sides[kind][0]["norm"] for kind in sides]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ase_finetune import FinetunedCalculator
@@ -96,10 +95,10 @@ def summary(events: Sequence[Any], count: int, plain: float) -> dict[str, Any]:
     plain
         Seconds of a step without the profiler.
     """
-    on_device = sorted((e for e in events if e.device_type == DeviceType.CUDA), key=lambda e: e.time_range.start)
+    on_device = sorted((e for e in events if e.device_type.name == "CUDA"), key=lambda e: e.time_range.start)
     spans = [(e.time_range.start, e.time_range.end) for e in on_device]
     busy, gaps = busy_time(spans)
-    names = Counter(e.name for e in events if e.device_type == DeviceType.CPU)
+    names = Counter(e.name for e in events if e.device_type.name == "CPU")
     launches = sum(number for name, number in names.items() if name.startswith(LAUNCHES))
     waits = {name: number / count for name, number in names.items() if name in WAITS}
     times: Counter[str] = Counter()

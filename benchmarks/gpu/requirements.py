@@ -45,7 +45,7 @@ def own_requirements(path: Path = ROOT / "setup.cfg") -> list[str]:
 
 def pinned(path: Path = ROOT / "constraints.txt") -> dict[str, str]:
     """Versions by canonical name of the lines ``name==version`` of a file whose markers apply."""
-    found = {}
+    found: dict[str, str] = {}
     for text in path.read_text(encoding="utf-8").splitlines():
         if text.strip() and not text.startswith("#"):
             requirement = Requirement(text)

@@ -57,7 +57,7 @@ def _penalty(one: Twins, device: Any, dtype: str) -> tuple[float, torch.Tensor]:
     made = EWCPenalty(named.items(), FisherInformation({name: drawn[name].to(p) for name, p in named.items()}), 2.0)
     with torch.no_grad():
         for name, parameter in named.items():
-            parameter += (drawn[name] - 0.5).to(parameter)
+            parameter.add_((drawn[name] - 0.5).to(parameter))
     model.zero_grad()
     made.add_gradient()
     return made.value(), flat_gradient(model)

@@ -40,7 +40,9 @@ def _trained(one: Twins, device: torch.device) -> float:
     config = dataclasses.replace(naive(Loss(), 1), method="reewc", replay_batch_size=2, learning_rate=1e-4)
     trained = trainer(model, made[:2], config, made[:2], flat_penalty(model))
     train(trained, [[0], [1], [0]])
-    return evaluate_model(model, made, Loss()).loss
+    found = evaluate_model(model, made, Loss())
+    assert found is not None
+    return found.loss
 
 
 def relaxation(one: Twins, dtype: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +94,14 @@ def resumed(one: Twins) -> dict[str, Any]:
 
 
 def _run(model: Potential, frames: list[Atoms], output: Path, resume: bool = False) -> FinetunedCalculator:
-    options = {"method": "naive", "epochs": 2, "batch_size": 1, "report": False, "verbose": False, "monitor_size": 1}
+    options: dict[str, Any] = {
+        "method": "naive",
+        "epochs": 2,
+        "batch_size": 1,
+        "report": False,
+        "verbose": False,
+        "monitor_size": 1,
+    }
     return finetune(model, frames[:2], None, replay=None, output=output, resume=resume, **options)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.gpu.plan import ROOT, STAGES
+from benchmarks.gpu.plan import MODULES, ROOT, STAGES
 from benchmarks.gpu.rows import PROCESS, STAGE, Book, line, table
 
 #: All files of a run: few and flat, as machines that are lent give them back.
@@ -114,6 +114,7 @@ class Runner:
         """The last lines of a process that died or had to be stopped; none if it ended well."""
         options = {
             "stage": stage,
+            "module": MODULES[stage],
             "folder": str(self._options.folder.resolve()),
             "device": self._options.device,
             "quick": self._options.quick,

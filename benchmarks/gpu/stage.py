@@ -22,15 +22,6 @@ from benchmarks.suite import Setting
 #: What a stage yields: the name of a row, and the function that measures its values.
 Task = tuple[str, Callable[[], dict[str, Any]]]
 
-MODULES = {
-    "right": "right",
-    "fast": "fast",
-    "memory": "memory",
-    "profile": "profiling",
-    "grow": "grow",
-    "science": "science",
-}
-
 
 class SkippedError(Exception):
     """A row that cannot be measured here; the message says why."""
@@ -137,7 +128,7 @@ def main() -> None:
         peers=Path(options["peers"]),
         until=options["until"],
     )
-    module = importlib.import_module(f"benchmarks.gpu.{MODULES[options['stage']]}")
+    module = importlib.import_module(options["module"])
     work_off(options["stage"], module.tasks(bench), bench, Book(Path(options["folder"]), options["identity"]))
 
 
