@@ -86,9 +86,9 @@ class Runner:
                 continue
             self._stage(stage, time.time() + left * share)
         rows = self.book.rows()
-        text = table(rows)
-        (self._options.folder / SUMMARY).write_text(f"{self._heading()}\n\n{text}\n", encoding="utf-8")
-        print(f"\n{self._heading()}\n{text}", flush=True)
+        text = f"{self._heading()}\n{table(rows)}\n"
+        (self._options.folder / SUMMARY).write_text(text, encoding="utf-8")
+        print(f"\n{text}", end="", flush=True)
         return all(row["status"] in ("ok", "skipped") for row in rows)
 
     def _stage(self, stage: str, until: float) -> None:
@@ -159,9 +159,10 @@ class Runner:
 
     def _read(self, pipe: IO[str], stage: str, last: deque[str]) -> None:
         """Everything into the log; rows to the terminal, too."""
-        for text in pipe:
-            last.append(text.rstrip()[:400])
-            self._say(text.rstrip(), aloud=text.startswith(f"{stage}: "))
+        with pipe:
+            for text in pipe:
+                last.append(text.rstrip()[:400])
+                self._say(text.rstrip(), aloud=text.startswith(f"{stage}: "))
 
     def _say(self, text: str, aloud: bool = True) -> None:
         with (self._options.folder / LOG).open("a", encoding="utf-8") as file:
