@@ -19,11 +19,13 @@ def tasks(bench: Bench) -> Iterator[Task]:
     for one in twins.values():
         yield from _values(one)
     for number, one in enumerate(twins.values()):
+        if number == 0:
+            yield from _waiting(one)
         if number == 0 or not bench.quick:
             yield from _gradients(one, thorough=number == 0)
         if number == 0:
             yield from _runs(one)
-    for one in twins.values():
+    for one in list(twins.values())[1:]:
         yield from _waiting(one)
 
 

@@ -78,7 +78,9 @@ class Study:
             if expected > self._bench.left:
                 raise SkippedError(f"would take about {expected:.0f} s, {self._bench.left:.0f} s are left")
         options = {"method": method, "epochs": epochs, "valid": None, "device": str(self._bench.device)}
-        options |= self._bench.size({"replay_size": 4, "monitor_size": 2, "fisher_size": 4, "verbose": False}, {}, {})
+        options |= {"verbose": False} | self._bench.size(
+            {"replay_size": 4, "monitor_size": 2, "fisher_size": 4}, {}, {}
+        )
         case = Case(f"{method}-{frames}-{epochs}", options)
         train = {"set": "lgps_train", "frames": frames}
         plan = Plan("gpu", "gpu", "", "frames", "7net-0", train, {}, {}, [case], {})
