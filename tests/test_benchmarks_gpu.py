@@ -1,24 +1,19 @@
-"""The kit for a GPU that is lent for minutes: nothing that is known is lost, and a bundle that does not fit says so."""
+"""The kit for a GPU that is lent for minutes: nothing that is known is lost."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import subprocess
 import sys
-import tempfile
 import time
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.gpu import bundle, installing, requirements, runner
+from benchmarks.gpu import runner
 from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.bundle import cut, slim, split_frames
-from benchmarks.gpu.installing import BundleError, install, sha256
+from benchmarks.gpu.models import accelerations
 from benchmarks.gpu.plan import MODULES, STAGES
 from benchmarks.gpu.profiling import busy_time, summary
 from benchmarks.gpu.rows import Book, read, table
@@ -27,6 +22,7 @@ from tests import helpers
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = {"card": "a card", "torch": "2", "versions": {}, "commit": "abc", "device": "cpu", "quick": True, "run": "1"}
+IDENTITY |= {"package": "def"}
 NEEDS_BACKENDS = [
     pytest.mark.sevenn,
     pytest.mark.mace,
@@ -55,7 +51,8 @@ def test_rows_are_settled_by_results_of_the_same_code_and_failures_of_this_run(t
         book.add("right", name, status)
     assert book.settled("right") == {"a", "b", "c", "d"}
     assert Book(tmp_path, IDENTITY | {"run": "2"}).settled("right") == {"a", "b"}
-    assert Book(tmp_path, IDENTITY | {"commit": "def"}).settled("right") == {"c", "d"}
+    assert Book(tmp_path, IDENTITY | {"package": "another"}).settled("right") == {"c", "d"}
+    assert Book(tmp_path, IDENTITY | {"quick": False, "run": "2"}).settled("right") == set()
     assert Book(tmp_path, IDENTITY | {"card": "another", "run": "2"}).settled("right") == set()
     assert book.settled("fast") == set()
 
@@ -178,6 +175,7 @@ def test_smallest_form(tmp_path):
         assert {"torch", "ase"} <= row["versions"].keys()
         assert row["commit"]
         assert row["sources"]
+        assert row["quick"] is True
     assert not [row for row in rows if any(value is None for value in row.get("errors", {}).values())]
     assert table(rows) in done.stdout
 
@@ -223,111 +221,9 @@ def test_profile_of_two_steps():
     assert [name for name, _ in found["largest"]] == ["kernel 1", "kernel 0"]
 
 
-# --- bundles
-
-FRAME = '2\nLattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3 number={}\nSi 0 0 0\nSi 1 1 1\n'
-
-
-def test_data_are_cut_as_they_are_written(tmp_path, monkeypatch):
-    text = "".join(FRAME.format(number) for number in range(10))
-    assert "".join(split_frames(text + "\n")) == text
-    (tmp_path / "frames.extxyz").write_text(text)
-    monkeypatch.setattr(bundle, "FILES", {"frames.extxyz": 4})
-    assert cut(tmp_path, tmp_path / "cut") == {"frames.extxyz": 4}
-    assert re.findall(r"number=(\d)", (tmp_path / "cut" / "frames.extxyz").read_text()) == ["0", "2", "5", "7"]
-    monkeypatch.setattr(bundle, "FILES", {"others.extxyz": None})
-    with pytest.raises(BundleError, match="has no others"):
-        cut(tmp_path, tmp_path / "cut")
-    assert cut(None, tmp_path / "cut") == {}
-
-
-def make_wheel(path: Path, name: str, **files: str) -> Path:
-    """A wheel with a module, and files beside it."""
-    info = f"{name}-1.0.dist-info"
-    contents = {f"{name}/__init__.py": "VALUE = 7\n"} | {f"{name}/{file}": text for file, text in files.items()}
-    contents[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
-    contents[f"{info}/WHEEL"] = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    contents[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in [*contents, f"{info}/RECORD"])
-    wheel = path / f"{name}-1.0-py3-none-any.whl"
-    path.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(wheel, "w") as file:
-        for inside, text in contents.items():
-            file.writestr(inside, text)
-    return wheel
-
-
-def test_slim_wheels_install(tmp_path):
-    wheel = make_wheel(tmp_path / "wheels", "heavy", **{"weights/large.pth": "w", "code.so": "c", "kept.py": "k"})
-    slim(wheel, ("weights/", ".so"))
-    before = wheel.stat().st_mtime_ns
-    slim(wheel, ("weights/", ".so"))
-    assert wheel.stat().st_mtime_ns == before
-    installing._pip(tmp_path / "wheels", tmp_path / "site")
-    assert sorted(path.name for path in (tmp_path / "site" / "heavy").glob("*.py")) == ["__init__.py", "kept.py"]
-    assert not (tmp_path / "site" / "heavy" / "code.so").exists()
-
-
-@pytest.fixture
-def packed(tmp_path, monkeypatch):
-    """A bundle of one package for this machine."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = tmp_path / "bundle"
-    wheel = make_wheel(folder / "wheels", "tiny_gpu_test")
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    manifest = {"python": version, "platform": f"{sys.platform}-{os.uname().machine}", "have": {"numpy": [">=1.0"]}}
-    manifest |= {"peers": [], "data": {}, "files": {f"wheels/{wheel.name}": sha256(wheel.read_bytes())}}
-    return SimpleNamespace(folder=folder, manifest=manifest)
-
-
-def written(packed: SimpleNamespace, **changes: object) -> Path:
-    (packed.folder / "manifest.json").write_text(json.dumps(packed.manifest | changes))
-    return packed.folder
-
-
-def test_a_bundle_is_installed_without_an_index(packed):
-    found = install(written(packed))
-    command = [sys.executable, "-c", "import tiny_gpu_test; print(tiny_gpu_test.VALUE)"]
-    done = subprocess.run(command, env=found.environment, capture_output=True, text=True, check=True)  # noqa: S603
-    assert done.stdout.strip() == "7"
-    assert install(packed.folder) == found
-    assert found.data is None
-    assert found.peers is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"python": "2.7"}, "is for Python 2.7, this is 3"),
-        ({"platform": "plan9-vax"}, "is for the platform plan9-vax, this is"),
-        ({"files": {"wheels/none.whl": ""}}, "none.whl is missing; prepare it anew"),
-        ({"have": {"no-such-package": []}}, "leaves out no-such-package, and this machine has none"),
-        ({"have": {"numpy": ["<1.0"]}}, "needed is <1.0; prepare it without --have numpy"),
-    ],
-)
-def test_a_bundle_that_does_not_fit_is_refused_in_one_line(packed, changes, message, capsys):
-    folder = written(packed, **changes)
-    assert main(["run", "--bundle", str(folder), "--out", str(folder.parent / "out"), "--device", "cpu"]) == 2
-    told = capsys.readouterr().err.strip()
-    assert message in told
-    assert len(told.splitlines()) == 1
-
-
-def test_a_folder_that_is_no_bundle(tmp_path):
-    with pytest.raises(BundleError, match=r"is no bundle.*prepare --to"):
-        install(tmp_path)
-
-
-@pytest.mark.sevenn
-@pytest.mark.mace
-@pytest.mark.skipif(not (helpers.HAS_SEVENN and helpers.HAS_MACE), reason="needs sevenn and mace")
-def test_needed_packages_are_those_of_the_constraints(monkeypatch):
-    monkeypatch.setattr(requirements, "pinned", dict)
-    found = requirements.needs(requirements.own_requirements(), {"matplotlib", "scipy"})
-    assert {"ase", "e3nn", "mace-torch", "sevenn", "vesin", "lightning-fabric", "jsonargparse"} <= found.packages.keys()
-    assert found.packages["e3nn"] == "0.4.4"
-    assert not {"torch", "matplotlib", "fonttools", "scipy", "aiohttp"} & found.packages.keys()
-    assert found.have["torch"]
-    assert ">=3.8" in found.have["matplotlib"]
-    monkeypatch.setattr(requirements, "pinned", lambda: {"ase": "1.0"})
-    with pytest.raises(BundleError, match=r"ase .* is installed, constraints.txt has 1.0"):
-        requirements.needs(["ase"])
+def test_rows_with_and_without_what_accelerates():
+    assert accelerations(lambda model: None) == {"": {}}
+    assert accelerations(lambda model, accelerate="auto": None) == {
+        " accelerate=graph": {"accelerate": "graph"},
+        " accelerate=none": {"accelerate": "none"},
+    }

@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> bool:
         peers=installed.peers or ROOT / ".venv-newest-sevenn" / "bin" / "python",
         environment=installed.environment,
     )
-    return Runner(options, installed.identity(arguments.device)).run()
+    return Runner(options, installed.identity(arguments.device) | {"quick": arguments.quick}).run()
 
 
 def models_of(arguments: argparse.Namespace) -> tuple[str, ...]:

@@ -10,20 +10,21 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.plan import ROOT
 from benchmarks.science.storing import commit
 
-#: Folders and suffixes whose contents are the code that runs.
+#: Folders whose contents are the code that runs.
 SOURCES = ("ase_finetune", "benchmarks")
 
 
-def sources_hash(root: Path = ROOT) -> str:
-    """Of all code: a checkout without its history has nothing else to be known by."""
+def sources_hash(folders: Sequence[str] = SOURCES, root: Path = ROOT) -> str:
+    """Of all code in some folders: a checkout without its history has nothing else to be known by."""
     found = hashlib.sha256()
-    for path in sorted(p for folder in SOURCES for p in (root / folder).rglob("*.py")):
+    for path in sorted(p for folder in folders for p in (root / folder).rglob("*.py")):
         found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()[:12]
 
@@ -47,6 +48,7 @@ def identity(device: str) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
         "sources": sources_hash(),
+        "package": sources_hash(SOURCES[:1]),
         "run": time.strftime("%Y%m%d-%H%M%S"),
     }
 

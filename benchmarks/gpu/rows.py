@@ -18,8 +18,9 @@ ROWS = "rows.jsonl"
 #: Rows that need not be measured again: "wrong" is a result, too.
 KNOWN = ("ok", "wrong")
 
-#: What must be the same for a row to count as known when a folder is continued.
-SAME = ("device", "quick", "commit", "card")
+#: What must be the same for a row to count as known when a folder is continued: the package's code, not that of the
+#: benchmarks, in which a mistake may have been corrected.
+SAME = ("device", "quick", "package", "card")
 
 #: Rows about a stage: all names it has, how its process ended, how long it took.
 PLANNED, PROCESS, STAGE = "(planned)", "(process)", "(stage)"
