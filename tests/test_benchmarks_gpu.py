@@ -222,8 +222,12 @@ def test_profile_of_two_steps():
 
 
 def test_rows_with_and_without_what_accelerates():
-    assert accelerations(lambda model: None) == {"": {}}
-    assert accelerations(lambda model, accelerate="auto": None) == {
-        " accelerate=graph": {"accelerate": "graph"},
-        " accelerate=none": {"accelerate": "none"},
-    }
+    def older(model):
+        return model
+
+    def newer(model, accelerate="auto"):
+        return model, accelerate
+
+    assert accelerations(older) == {"": {}}
+    ways = {" accelerate=graph": {"accelerate": "graph"}, " accelerate=none": {"accelerate": "none"}}
+    assert accelerations(newer) == ways
