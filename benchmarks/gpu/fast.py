@@ -44,7 +44,7 @@ def tasks(bench: Bench) -> Iterator[Task]:
 
 def dynamics(bench: Bench, model: str, atoms: int) -> Iterator[Task]:
     """A step of molecular dynamics, with every way to accelerate it."""
-    for suffix, options in accelerations(FinetunedCalculator).items():
+    for suffix, options in accelerations(FinetunedCalculator, bench.on_gpu).items():
         yield f"md {model} {atoms}{suffix}", functools.partial(_dynamics, bench, model, atoms, options)
 
 

@@ -22,7 +22,7 @@ LARGEST = 12
 def tasks(bench: Bench) -> Iterator[Task]:
     """SevenNet at all sizes and all batches, then MACE."""
     sizes = bench.size((8, 64), (64, 512), (64, 512, 4096, 10648, 20384))
-    ways = accelerations(FinetunedCalculator)
+    ways = accelerations(FinetunedCalculator, bench.on_gpu)
     for atoms in sizes:
         for suffix, options in ways.items():
             yield (

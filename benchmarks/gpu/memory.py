@@ -37,7 +37,9 @@ def tasks(bench: Bench) -> Iterator[Task]:
         yield f"BPTT unrolled, {steps} steps", functools.partial(_bptt, bench, "unrolled", steps)
     for model in models:
         for what in ("evaluation", "loss and its gradient"):
-            for suffix, options in accelerations(FinetunedCalculator).items() if what == "evaluation" else [("", {})]:
+            for suffix, options in (
+                accelerations(FinetunedCalculator, bench.on_gpu).items() if what == "evaluation" else [("", {})]
+            ):
                 name = f"largest structure, {model}, {what}{suffix}"
                 yield name, functools.partial(_largest, bench, model, what, options)
 

@@ -37,12 +37,12 @@ CELLS = {
 }
 
 
-def accelerations(made: Callable[..., object]) -> dict[str, dict[str, str]]:
+def accelerations(made: Callable[..., object], on_gpu: bool) -> dict[str, dict[str, str]]:
     """Ways to measure a function that may know ``accelerate``: what is added to a row's name, and the options.
 
-    The check is for versions without the option; it can go once all have it.
+    The check is for versions without the option; it can go once all have it. On a CPU there is nothing to choose.
     """
-    if "accelerate" not in inspect.signature(made).parameters:
+    if not on_gpu or "accelerate" not in inspect.signature(made).parameters:
         return {"": {}}
     return {f" accelerate={how}": {"accelerate": how} for how in ("graph", "none")}
 

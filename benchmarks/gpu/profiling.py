@@ -33,7 +33,7 @@ def tasks(bench: Bench) -> Iterator[Task]:
     """Small structures first: they are bound by launches."""
     sizes = bench.size((8,), (8, 64), (64, 8, 512, 4096))
     for atoms in sizes:
-        for suffix, options in accelerations(FinetunedCalculator).items():
+        for suffix, options in accelerations(FinetunedCalculator, bench.on_gpu).items():
             yield f"MD step, {atoms} atoms{suffix}", functools.partial(_profiled, bench, _md_step, atoms, options)
         yield f"training step, {atoms} atoms", functools.partial(_profiled, bench, _training_step, atoms, {})
 

@@ -30,13 +30,13 @@ LOOP_SECONDS = 20.0
 
 def loop(bench: Bench) -> Iterator[Task]:
     """Against one optimizer of ASE after the other."""
-    for suffix, options in accelerations(relax).items():
+    for suffix, options in accelerations(relax, bench.on_gpu).items():
         yield f"relax crystals, against a loop{suffix}", functools.partial(_against_loop, bench, options)
 
 
 def torch_sim(bench: Bench) -> Iterator[Task]:
     """Against batches of torch-sim."""
-    for suffix, options in accelerations(relax).items():
+    for suffix, options in accelerations(relax, bench.on_gpu).items():
         yield f"relax crystals, against torch-sim{suffix}", functools.partial(_against_torch_sim, bench, options)
 
 
@@ -80,7 +80,7 @@ def _against_loop(bench: Bench, options: Mapping[str, Any]) -> dict[str, Any]:
     notes = (
         f"{what}; {sum(ours.steps)} steps; the loop: {len(done)} of them, {made} steps in {taken:.1f} s, scaled; {same}"
     )
-    return paired(times, [scaled], bench, GOAL, unit="s", notes=notes)
+    return paired(times, [scaled], bench, GOAL, unit="s", against="a loop of ASE's FIRE", notes=notes)
 
 
 def _against_torch_sim(bench: Bench, options: Mapping[str, Any]) -> dict[str, Any]:

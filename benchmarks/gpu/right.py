@@ -31,7 +31,7 @@ def tasks(bench: Bench) -> Iterator[Task]:
 
 def _values(one: Twins) -> Iterator[Task]:
     for dtype in ("float32", "float64"):
-        for suffix, options in accelerations(FinetunedCalculator).items():
+        for suffix, options in accelerations(FinetunedCalculator, one.bench.on_gpu).items():
             name = f"{one.name} energy, forces, stress, {dtype}{suffix}"
             yield name, functools.partial(right_values.single, one, dtype, options)
     yield f"{one.name} batches, float32", functools.partial(right_values.batched, one)
@@ -51,7 +51,7 @@ def _gradients(one: Twins, thorough: bool) -> Iterator[Task]:
 
 def _runs(one: Twins) -> Iterator[Task]:
     yield f"{one.name} training steps, float64", functools.partial(right_runs.steps, one)
-    for suffix, options in accelerations(relax).items():
+    for suffix, options in accelerations(relax, one.bench.on_gpu).items():
         for dtype in ("float64", "float32"):
             name = f"{one.name} batched relaxation, {dtype}{suffix}"
             yield name, functools.partial(right_runs.relaxation, one, dtype, options)
@@ -62,6 +62,6 @@ def _runs(one: Twins) -> Iterator[Task]:
 
 def _waiting(one: Twins) -> Iterator[Task]:
     yield f"{one.name} evaluation without waiting", functools.partial(right_values.without_waiting, one)
-    for suffix, options in accelerations(FinetunedCalculator).items():
+    for suffix, options in accelerations(FinetunedCalculator, one.bench.on_gpu).items():
         name = f"{one.name} waits of an MD step{suffix}"
         yield name, functools.partial(right_values.waits, one, options)
