@@ -25,6 +25,9 @@ from benchmarks.gpu.plan import ROOT
 #: What bundles are made for.
 PYTHON, PLATFORM = "3.12", "linux-x86_64"
 
+#: Comes with the machine, and so does what only it needs.
+GIVEN = "torch"
+
 MANIFEST, WHEELS, PEERS, DATA = "manifest.json", "wheels", "peers", "data"
 
 #: torch-sim imports the library of its trajectory files, which is as large as all the rest and not needed to relax.
@@ -132,7 +135,8 @@ def checked(bundle: Path) -> dict[str, Any]:
     for name, specifiers in manifest["have"].items():
         problem = unsuitable(name, specifiers)
         if problem:
-            raise BundleError(f"{bundle} leaves out {name}, and {problem}; prepare it without --have {name}")
+            remedy = "install one that knows the GPU" if name == GIVEN else f"prepare it without --have {name}"
+            raise BundleError(f"{bundle} leaves out {name}, and {problem}; {remedy}")
     return manifest
 
 

@@ -11,11 +11,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from benchmarks.gpu.installing import PYTHON, BundleError
+from benchmarks.gpu.installing import GIVEN, PYTHON, BundleError
 from benchmarks.gpu.plan import ROOT
-
-#: Comes with the machine, and so does what only it needs.
-GIVEN = "torch"
 
 #: Required by sevenn, mace or torch-geometric and not imported by anything that the stages run: 4 MiB.
 UNUSED = ("aiohttp", "gitpython")
