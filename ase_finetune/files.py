@@ -245,7 +245,9 @@ def _seal(kind: str, text: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"|{name}|{value.dtype}|{tuple(value.shape)}|".encode("utf-8", "surrogatepass"))
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        # A copy: one number that was expanded has a stride of 0, which cannot be seen as bytes.
+        flat = value.reshape(-1).clone(memory_format=torch.contiguous_format)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

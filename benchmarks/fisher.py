@@ -38,10 +38,10 @@ def structures(setting: Setting, potential: Potential, count: int) -> list[Atoms
     crystals = small_crystals(count, 4 if setting.quick else 64)
     calculator = FinetunedCalculator(potential, device=str(potential.device))
     random = np.random.default_rng(0)
-    return [_noisy(*pair, random) for pair in zip(crystals, calculator.calculate_many(crystals), strict=True)]
+    return [noisy(*pair, random) for pair in zip(crystals, calculator.calculate_many(crystals), strict=True)]
 
 
-def _noisy(crystal: Atoms, results: dict[str, Any], random: np.random.Generator) -> Atoms:
+def noisy(crystal: Atoms, results: dict[str, Any], random: np.random.Generator) -> Atoms:
     """Errors as of a pretrained model: 20 meV/atom, 0.1 eV/Å, 5 meV/Å³ (8 kbar)."""
     scales = {"energy": 0.02 * len(crystal), "forces": 0.1, "stress": 0.005}
     labels = {name: results[name] + random.normal(scale=s, size=np.shape(results[name])) for name, s in scales.items()}
