@@ -95,8 +95,9 @@ class MovingGraph:
     def stale(self, positions: Tensor, cell: Tensor) -> Tensor:
         """(b,) booleans, where the tensors are: whether a structure needs a new list at positions and cells.
 
-        A cell that has been deformed by D has moved atoms from x to (x + u) D. A pair shortens at most to
-        s (d - 2 |u|), s the smallest singular value of D, which is 1 over the largest one of its inverse.
+        A cell that has been deformed by D has moved atoms from x to (x + u) D. A pair of length d shortens at most to
+        s (d - 2 u), with the largest length of u and the smallest singular value s of D, which is 1 over the largest
+        one of its inverse.
 
         Parameters
         ----------
