@@ -21,6 +21,7 @@ from ase_finetune.optimize import pool, relax
 from ase_finetune.potentials import MorsePotential
 from ase_finetune.potentials.base import on_host
 from ase_finetune.potentials.capture import Evaluator, check_accelerate
+from ase_finetune.potentials.mace import MACEPotential
 from tests import helpers, morse
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -77,8 +78,9 @@ def trajectory(calculator, steps=60):
     [
         lambda: MorsePotential([14]),
         pytest.param(lambda: helpers.build_sevennet(), marks=pytest.mark.sevenn),
+        pytest.param(lambda: MACEPotential(helpers.build_mace()), marks=pytest.mark.mace),
     ],
-    ids=["pair", "sevennet"],
+    ids=["pair", "sevennet", "mace"],
 )
 def test_dynamics_with_rebuilds(build):
     potential = build().double()
@@ -215,7 +217,7 @@ def test_predictions_come_from_a_device_in_one_copy():
     [
         pytest.param(lambda: helpers.build_sevennet(), marks=pytest.mark.sevenn, id="sevennet"),
         pytest.param(
-            lambda: __import__("ase_finetune.potentials.mace", fromlist=["x"]).MACEPotential(helpers.build_mace()),
+            lambda: MACEPotential(helpers.build_mace()),
             marks=pytest.mark.mace,
             id="mace",
         ),

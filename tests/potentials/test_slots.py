@@ -12,6 +12,7 @@ from ase_finetune.graphs.edges import GROUP
 from ase_finetune.potentials import MorsePotential
 from ase_finetune.potentials.mace import MACEPotential
 from tests import helpers
+from tests.potentials import test_sevennet
 from tests.pretrained import pretrained
 
 STRUCTURES = helpers.structures()
@@ -32,7 +33,7 @@ MACE = {
 
 NAMES = [
     "pair",
-    *(pytest.param(name, marks=pytest.mark.sevenn) for name in ("sevennet", "7net-0")),
+    pytest.param("sevennet", marks=pytest.mark.sevenn),
     *(pytest.param(name, marks=pytest.mark.mace) for name in MACE),
 ]
 
@@ -40,8 +41,6 @@ NAMES = [
 def build(name, dtype):
     if name == "pair":
         potential = MorsePotential([1, 6, 8, 14], depth=[0.2, 0.5, 0.7, 1.0], cutoff=4.0)
-    elif name == "7net-0":
-        return pretrained(name, getattr(torch, dtype))
     else:
         potential = helpers.build_sevennet() if name == "sevennet" else MACEPotential(helpers.build_mace(**MACE[name]))
     return potential.to(getattr(torch, dtype))
@@ -67,6 +66,19 @@ def test_masked_and_padded_as_filtered(name, dtype):
         padded = skinned.padded(3, len(atoms) + 3, skinned.num_edges + 5 * GROUP)
         assert (len(padded.numbers), padded.num_edges) == (len(atoms) + 3, skinned.num_edges + 5 * GROUP)
         assert_same(potential.predict(padded), expected, tolerance, len(atoms))
+
+
+@pytest.mark.sevenn
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["7net-0", pytest.param("7net-l3i5", marks=pytest.mark.slow)])
+def test_structures_that_are_compared_with_sevenn(name, dtype):
+    """All of them: a salt, a slab, molecules in a box and without, a skewed cell, single atoms."""
+    potential = pretrained(name, getattr(torch, dtype))
+    for atoms in test_sevennet.STRUCTURES.values():
+        expected = potential.predict(AtomGraph.from_atoms(atoms, potential.cutoff))
+        skinned = AtomGraph.from_atoms(atoms, potential.cutoff + SKIN).arranged()
+        padded = skinned.padded(2, len(atoms) + 2, skinned.num_edges + 3 * GROUP)
+        assert_same(potential.predict(padded), expected, DTYPES[dtype], len(atoms))
 
 
 @pytest.mark.parametrize("name", NAMES)
