@@ -171,7 +171,8 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         if not np.array_equal(self._checked, structure.numbers):
             self._check_elements(structure.numbers)
             self._checked = structure.numbers.copy()
-        predictions = on_host(self._evaluator(self._graph.update(structure)))
+        with torch.inference_mode(False):  # tensors of that mode could not be kept for steps outside
+            predictions = on_host(self._evaluator(self._graph.update(structure)))
         members = [self.results_of(prediction, structure) for prediction in predictions]
         self.results = _mean(members)
         self.spread = _spread(members) if len(members) > 1 else {}
@@ -203,6 +204,7 @@ class FinetunedCalculator(Calculator):  # type: ignore[misc]  # ASE carries no t
         """
         graphs = [self._single_graph(index, atoms) for index, atoms in enumerate(structures)]
         members = []
+        self._evaluator.forget()  # large batches may need the memory
         for potential in self.potentials:
             with tqdm(total=len(graphs), disable=not progress, unit="structure") as bar:
                 predictions = predict_many(potential, graphs, max_edges=max_edges, on_structure=bar.update)

@@ -251,7 +251,7 @@ def test_molecular_dynamics(gpu, there):
 def test_an_evaluation_can_be_recorded(gpu, there):
     """A CUDA graph can hold nothing that waits."""
 
-    def record(evaluate: Callable[[], list[Prediction]]) -> Callable[[], list[Prediction]]:
+    def record(evaluate: Callable[[], list[Prediction]], _: torch.device) -> Callable[[], list[Prediction]]:
         with gpu.watched() as waits:
             evaluate()
         assert not waits.found, str(waits)

@@ -53,7 +53,7 @@ ACCELERATE = Option(
     "accelerate",
     Literal["auto", "graph", "none"],
     "auto",
-    "Replay evaluations as CUDA graphs on a GPU: auto where they give the same numbers, graph or an error, none.",
+    "On a GPU, record the evaluation as a CUDA graph: auto (where it gives the same numbers), graph (or fail), none.",
 )
 OVERWRITE = Option("overwrite", bool, False, "Replace an existing file (not in config files).")
 

@@ -24,18 +24,28 @@ class Edges:
     Attributes
     ----------
     index : (2, e)
-        Atoms i and j of each edge.
+        Atoms i and j of each edge; both are the atom of the group where a slot is empty.
     vectors : (e, 3)
         Å, from i to j.
+    cutoff
+        Å.
     inside : (e, 1) or None
         1 where an edge is within the cutoff, 0 where it is longer or a slot is empty, in the type of the vectors.
-        Edges in slots always have it; else it is ``None`` and all count. Vectors where it is 0 are finite and mean
-        nothing.
+        Edges in slots always have it; else it is ``None`` and all count. Vectors where it is 0 are finite, longer than
+        the cutoff, and mean nothing.
     """
 
     index: Tensor
     vectors: Tensor
+    cutoff: float
     inside: Tensor | None = None
+
+    @classmethod
+    def masked(cls, index: Tensor, vectors: Tensor, cutoff: float, inside: Tensor) -> Edges:
+        """Edges in slots, of which those count that are ``inside`` (e,)."""
+        # Anything finite beyond every cutoff: what is made of it is multiplied by zero.
+        vectors = torch.where(inside[:, None], vectors, cutoff + _FAR)
+        return cls(index, vectors, cutoff, inside[:, None].to(vectors.dtype))
 
     def mask(self, values: Tensor) -> Tensor:
         """The values (e, ...) of edges that count, and zero for those that do not.
@@ -62,9 +72,18 @@ class Edges:
         if self.inside is not None or not self.index.shape[1]:
             return self
         order, filled = by_receiver(self.index[0], num_atoms)
-        index, vectors = self.index.index_select(1, order), self.vectors.index_select(0, order)
-        # An empty slot holds a copy of some edge; only its receiver matters, as that of its group.
-        return Edges(index, vectors, filled[:, None].to(vectors.dtype))
+        index = in_order(self.index, order, filled)
+        return Edges.masked(index, self.vectors.index_select(0, order), self.cutoff, filled)
+
+
+# Å beyond the cutoff, where all functions of a distance are finite, and zero where they have a cutoff of their own.
+_FAR = 10.0
+
+
+def in_order(index: Tensor, order: Tensor, filled: Tensor) -> Tensor:
+    """(2, s) atoms of the edges ``index`` (2, e) in slots, as :func:`by_receiver` gives their order."""
+    receivers = index[0].index_select(0, order[::GROUP]).repeat_interleave(GROUP)
+    return torch.stack([receivers, torch.where(filled, index[1].index_select(0, order), receivers)])
 
 
 def by_receiver(receivers: Tensor, num_atoms: int) -> tuple[Tensor, Tensor]:

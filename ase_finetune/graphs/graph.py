@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ase_finetune.errors import InputError
 from ase_finetune.graphs.cells import signed_volume
-from ase_finetune.graphs.edges import GROUP, Edges, by_receiver
+from ase_finetune.graphs.edges import Edges, by_receiver, in_order
 from ase_finetune.graphs.neighbors import FloatArray, IntArray, neighbor_list
 from ase_finetune.graphs.sending import send
 
@@ -142,14 +142,11 @@ class AtomGraph:
         inside = vectors.detach().square().sum(dim=1) < cutoff * cutoff
         vectors = vectors.to(dtype)
         if self.filled is not None:
-            inside = inside & self.filled
-            # Anything finite beyond every cutoff: what is made of it is multiplied by zero.
-            vectors = torch.where(inside[:, None], vectors, cutoff + _FAR)
-            return Edges(self.edge_index, vectors, inside[:, None].to(dtype))
+            return Edges.masked(self.edge_index, vectors, cutoff, inside & self.filled)
         if not bool(inside.all()):
             kept = inside.nonzero().squeeze(1)
-            return Edges(self.edge_index.index_select(1, kept), vectors.index_select(0, kept))
-        return Edges(self.edge_index, vectors)
+            return Edges(self.edge_index.index_select(1, kept), vectors.index_select(0, kept), cutoff)
+        return Edges(self.edge_index, vectors, cutoff)
 
     def arranged(self) -> AtomGraph:
         """The same structures with their edges in slots, as :class:`Edges` describes it, for any number of evaluations.
@@ -162,10 +159,8 @@ class AtomGraph:
         order, filled = by_receiver(index[0], len(self.numbers))
         if not self.num_edges:  # one group of empty slots
             index, shift = index.new_zeros((2, 1)), shift.new_zeros((1, 3))
-        receivers = index[0].index_select(0, order[::GROUP]).repeat_interleave(GROUP)
-        senders = torch.where(filled, index[1].index_select(0, order), receivers)
         shift = shift.index_select(0, order) * filled[:, None]
-        return self.replace(edge_index=torch.stack([receivers, senders]), edge_shift=shift, filled=filled)
+        return self.replace(edge_index=in_order(index, order, filled), edge_shift=shift, filled=filled)
 
     def padded(self, structures: int, atoms: int, slots: int) -> AtomGraph:
         """The same structures, and further ones, of which the first has all further atoms, and further empty slots.
@@ -176,6 +171,7 @@ class AtomGraph:
             How many there are then: more structures than there are, not fewer atoms, and slots in whole groups.
         """
         graph = self.arranged()
+        assert graph.filled is not None
         extra, more, empty = structures - graph.num_graphs, atoms - len(graph.numbers), slots - graph.num_edges
         device = graph.numbers.device
 
@@ -192,7 +188,7 @@ class AtomGraph:
             edge_shift=torch.cat([graph.edge_shift, zeros(graph.edge_shift, empty, 3)]),
             batch=torch.cat([graph.batch, zeros(graph.batch, more) + graph.num_graphs]),
             num_atoms=torch.cat([graph.num_atoms, zeros(graph.num_atoms, 1) + more, zeros(graph.num_atoms, extra - 1)]),
-            filled=None if graph.filled is None else torch.cat([graph.filled, zeros(graph.filled, empty)]),
+            filled=torch.cat([graph.filled, zeros(graph.filled, empty)]),
         ).without_labels()
 
     def replace(self, **changes: Any) -> AtomGraph:
@@ -267,9 +263,6 @@ class AtomGraph:
 
 
 _LABELS = ("energy", "forces", "stress")
-
-# Å beyond the cutoff, where all functions of a distance are finite, and zero where they have a cutoff of their own.
-_FAR = 10.0
 
 
 def collate(graphs: Sequence[AtomGraph]) -> AtomGraph:

@@ -94,7 +94,7 @@ class Relaxation:
     skin
         Of the neighbour lists, Å.
     evaluator
-        Evaluates the potential where no gradients are taken through it; ``None`` to evaluate it one by one.
+        Evaluates the potential where no gradients are taken through it; ``None`` for plain evaluations.
 
     Raises
     ------
@@ -156,7 +156,7 @@ class Relaxation:
 
     def evaluate(self, state: RelaxationState, graph: AtomGraph, *, create_graph: bool = False) -> Evaluation:
         """Forces at a state; ``graph`` has its edges."""
-        positions, cell = self.coordinates.structure(state.coordinates)
+        positions, cell = self.coordinates.structure(state.coordinates) if create_graph else self._structure(state)
         graph = graph.replace(positions=positions, cell=cell)
         if self._evaluator is not None and not create_graph:
             (prediction,) = self._evaluator(graph)

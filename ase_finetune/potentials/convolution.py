@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ase_finetune.graphs import Edges
-from ase_finetune.graphs.edges import GROUP
+from ase_finetune.graphs.edges import GROUP, by_receiver
 from ase_finetune.potentials.arrangement import Arrangement
 
 
@@ -123,8 +122,9 @@ class FusedConvolutions:
 
     def __init__(self, products: Mapping[str, nn.Module]) -> None:
         self._products = dict(products)
+        # For each type and device that was met: what is recorded of them reads their coefficients where they are.
+        self._made: dict[tuple[torch.dtype, torch.device], dict[str, Convolution]] = {}
         self._convolutions: dict[str, Convolution] = {}
-        self._made_for: tuple[torch.dtype, torch.device] | None = None
 
     def usable(self) -> bool:
         """Whether all can be had, in the dtype and on the device the model has now; checked once for each."""
@@ -133,17 +133,18 @@ class FusedConvolutions:
         buffer = next(next(iter(self._products.values())).buffers(), None)
         if buffer is None:  # not one of e3nn's
             return False
-        if self._made_for != (buffer.dtype, buffer.device):
+        kind = buffer.dtype, buffer.device
+        if kind not in self._made:
             # Kept for evaluations that are differentiated, whatever this one is.
             with torch.inference_mode(False):
                 found = {name: find_convolution(product) for name, product in self._products.items()}
-            self._convolutions = {name: item for name, item in found.items() if item is not None}
-            self._made_for = buffer.dtype, buffer.device
+            self._made[kind] = {name: item for name, item in found.items() if item is not None}
+        self._convolutions = self._made[kind]
         return len(self._convolutions) == len(self._products)
 
     def __getstate__(self) -> dict[str, Any]:
         # Made again where it is loaded: that machine may not have the device these are on.
-        return self.__dict__ | {"_convolutions": {}, "_made_for": None}
+        return self.__dict__ | {"_convolutions": {}, "_made": {}}
 
     def __contains__(self, name: str) -> bool:
         return name in self._convolutions
@@ -221,10 +222,8 @@ def _agrees(convolution: Convolution, product: Any) -> bool:
     harmonics, weights = random(8, product.irreps_in2.dim), random(8, product.weight_numel)
     messages = product(features[senders], harmonics, weights)
     expected = features.new_zeros(3, convolution.outputs).index_add(0, receivers, messages)
-    # The position of an edge in place of its vector says which one lies in a slot.
-    positions = torch.arange(8.0, dtype=features.dtype, device=buffer.device)[:, None]
-    edges = Edges(torch.stack([receivers, senders]), positions).in_slots(3)
-    slots = edges.vectors.long().squeeze(1)
-    found = convolution(features, edges.mask(harmonics[slots]), weights[slots], Arrangement.of(edges, 3))
+    order, filled = by_receiver(receivers, 3)
+    arrangement = Arrangement(senders[order], receivers[order[::GROUP]], 3)
+    found = convolution(features, harmonics[order] * filled[:, None], weights[order], arrangement)
     tolerance = 100 * torch.finfo(features.dtype).eps
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())

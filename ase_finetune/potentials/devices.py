@@ -18,13 +18,15 @@ def resolve_device(device: str) -> torch.device:
     Raises
     ------
     InputError
-        If the name is no device, or one that does not exist here.
+        If the name is no device, one that does not exist here, or one without float64.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-        torch.empty(0, device=resolved)
+        torch.empty(0, dtype=torch.float64, device=resolved)
+    except TypeError as error:  # Apple's GPUs
+        raise InputError(f"device {device!r} has no float64, which positions are in; use device='cpu'") from error
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         raise InputError(f"device {device!r} does not exist here; there is {', '.join(here)}") from error

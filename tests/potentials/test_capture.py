@@ -33,7 +33,7 @@ class Recorder:
     def __init__(self):
         self.recorded = 0
 
-    def __call__(self, evaluate):
+    def __call__(self, evaluate, _):
         self.recorded += 1
         results = evaluate()
 
@@ -46,9 +46,9 @@ class Recorder:
         return replay
 
 
-def recorded(potentials, **options):
+def recorded(potentials, accelerate="graph"):
     recorder = Recorder()
-    return Evaluator(potentials, record=recorder, possible=True, **options), recorder
+    return Evaluator(potentials, accelerate, record=recorder, possible=True), recorder
 
 
 def graph_of(atoms, potential, skin=0.5):
@@ -150,25 +150,42 @@ def test_members_of_an_ensemble_together():
     assert recorder.recorded == 1
 
 
-def refuse(_):
+def refuse(evaluate, device):
     raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
-def wrong(evaluate):
+def wrong(evaluate, device):
     def replay():
         return [type(p)(p.energies, p.energy, 1.001 * p.forces + 0.01, p.stress) for p in evaluate()]
 
     return replay
 
 
+def frozen(evaluate, device):
+    """As a CUDA graph on another GPU than the one that is current: nothing is in it."""
+    results = evaluate()
+    return lambda: results
+
+
+def exhausted(evaluate, device):
+    raise RuntimeError("CUDA out of memory. Tried to allocate")
+
+
 @pytest.mark.parametrize(
-    ("record", "reason"), [(refuse, "cannot be recorded: operation not"), (wrong, "other numbers")]
+    ("record", "reason"),
+    [
+        (refuse, "cannot be recorded as a CUDA graph, for it waits: operation not"),
+        (exhausted, "does not fit into memory twice"),
+        (wrong, "gives other numbers"),
+        (frozen, "gives other numbers"),
+    ],
 )
 def test_what_cannot_be_recorded(record, reason):
     potential = MorsePotential([14]).double()
     graph = graph_of(bulk("Si", cubic=True), potential)
     evaluator = Evaluator([potential], "auto", record=record, possible=True)
-    with pytest.warns(UserWarning, match=f"{reason}.*without CUDA graphs"):
+    evaluator(graph)
+    with pytest.warns(UserWarning, match=f"{reason}.*; it goes on without"):
         assert_same(evaluator(graph), [potential.predict(graph)])
     assert_same(evaluator(graph), [potential.predict(graph)])  # and warns once
     insisting = Evaluator([potential], "graph", record=record, possible=True)
@@ -192,6 +209,33 @@ def test_unlike_members_are_named(monkeypatch):
     potentials = [MorsePotential([14], cutoff=cutoff) for cutoff in (4.0, 5.0)]
     with pytest.raises(InputError, match=r"unlike \(morse with a cutoff of 4 Å, morse with a cutoff of 5 Å\)"):
         check_accelerate("graph", potentials)
+
+
+def test_only_what_is_evaluated_again_is_recorded():
+    """Structures that take turns, each with edges of its own, are not worth recording."""
+    potential = MorsePotential([14]).double()
+    calculator = FinetunedCalculator(potential, dtype="float64")
+    calculator._evaluator, recorder = recorded([potential], "auto")
+    structures = [bulk("Si", cubic=True), bulk("Si", cubic=True).repeat((2, 1, 1))]
+    for _ in range(3):
+        for atoms in structures:
+            calculator.get_forces(atoms)
+    assert recorder.recorded == 0
+    for _ in range(3):
+        structures[0].rattle(0.01)
+        calculator.get_forces(structures[0])
+    assert recorder.recorded == 1
+    calculator.calculate_many(structures)
+    assert calculator._evaluator._recording is None, "its memory may be needed"
+
+
+def test_inference_mode_leaves_nothing_behind():
+    atoms = bulk("Si", cubic=True)
+    atoms.calc = FinetunedCalculator(MorsePotential([14]))
+    with torch.inference_mode():
+        atoms.get_forces()
+    atoms.rattle(0.01)
+    assert np.isfinite(atoms.get_forces()).all()
 
 
 def test_calculators_that_have_recorded_are_copied_and_pickled():

@@ -63,7 +63,7 @@ def by_groups(convolution, features, harmonics, weights, senders, receivers):
 
 
 def in_slots(senders, receivers, num_atoms):
-    edges = Edges(torch.stack([receivers, senders]), torch.zeros(len(senders), 3))
+    edges = Edges(torch.stack([receivers, senders]), torch.zeros(len(senders), 3), 4.0)
     return Arrangement.of(edges.in_slots(num_atoms), num_atoms)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ase.build import bulk
+from ase.build import bulk, molecule
 
 from ase_finetune.graphs import AtomGraph, collate
 from ase_finetune.graphs.edges import GROUP
 from ase_finetune.potentials import MorsePotential
+from ase_finetune.potentials.convolution import FusedConvolutions
 from ase_finetune.potentials.mace import MACEPotential
 from tests import helpers
 from tests.potentials import test_sevennet
@@ -139,3 +140,20 @@ def test_forces_do_not_depend_on_where_a_crystal_is(name):
     for moved in (far, diffused):
         forces = potential.predict(AtomGraph.from_atoms(moved, potential.cutoff)).forces
         np.testing.assert_allclose(forces, reference, rtol=0, atol=1e-6 * max(1.0, float(reference.abs().max())))
+
+
+@pytest.mark.mace
+@pytest.mark.parametrize("masked", [False, True])
+def test_repulsion_counts_each_pair_once(masked):
+    """MACE's own sum over pairs sees slots: atoms that are close together have energies of it."""
+    potential = MACEPotential(helpers.build_mace(pair_repulsion=True).double())
+    water = molecule("H2O")
+    water.positions[1:] = water.positions[0] + 0.9 * (water.positions[1:] - water.positions[0])
+    graph = AtomGraph.from_atoms(water, potential.cutoff + SKIN if masked else potential.cutoff)
+    ours = potential.predict(graph.arranged() if masked else graph)
+    native = MACEPotential(helpers.build_mace(pair_repulsion=True).double())
+    native._convolutions = FusedConvolutions({})
+    expected = native.predict(AtomGraph.from_atoms(water, potential.cutoff))
+    assert_same(ours, expected, 1e-10, 3)
+    free = MACEPotential(helpers.build_mace().double()).predict(graph)
+    assert float((expected.energies - free.energies).abs().max()) > 1e-3, "a test of the repulsion"
