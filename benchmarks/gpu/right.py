@@ -22,6 +22,7 @@ def tasks(bench: Bench) -> Iterator[Task]:
         if number == 0 or not bench.quick:
             yield from _gradients(one, thorough=number == 0)
         if number == 0:
+            yield "a model that cannot be recorded", functools.partial(right_values.not_recordable, one)
             yield from _runs(one)
     for one in list(twins.values())[1:]:
         yield from _waiting(one)

@@ -13,8 +13,8 @@ import torch
 from ase import Atoms
 
 from ase_finetune import FinetunedCalculator
-from ase_finetune.graphs import AtomGraph
-from ase_finetune.potentials import Potential
+from ase_finetune.graphs import AtomGraph, Edges
+from ase_finetune.potentials import MorsePotential, Potential
 from benchmarks.gpu.models import crystal, labelled, plain, potential, structures
 from benchmarks.gpu.stage import Bench, SkippedError
 
@@ -169,6 +169,33 @@ def waits(one: Twins, options: Mapping[str, Any]) -> dict[str, Any]:
     places = [f"{_short(w.filename)}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
     counted = {place: places.count(place) for place in dict.fromkeys(places)}
     return {"value": len(places), "unit": "waits", "places": counted, "short": ", ".join(counted)[:120]}
+
+
+class _Reading(MorsePotential):
+    """A model that reads a number from the GPU in each evaluation."""
+
+    def atomic_energies(self, graph: AtomGraph, edges: Edges) -> torch.Tensor:
+        energies = super().atomic_energies(graph, edges)
+        return energies * (2.0 - float(energies.detach().sum() != torch.inf))
+
+
+def not_recordable(one: Twins) -> dict[str, Any]:
+    """A model that cannot be recorded: one warning, right forces, and torch's allocator is as it was."""
+    _needs_gpu(one)
+    device = one.bench.device
+    found, warned = {}, {}
+    for how in ("auto", "none"):
+        calculator = FinetunedCalculator(_Reading([14]).to(device), device=str(device), accelerate=how)
+        atoms = crystal(64)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                found[how] = evaluate(calculator, atoms)
+                atoms = moved(atoms)
+        warned[how] = len(caught)
+    torch.cuda.empty_cache()
+    wrong = errors([found["auto"]], [found["none"]]) | {"warnings missing": abs(warned["auto"] - 1)}
+    return verdict(wrong, BOUNDS["float32"] | {"warnings missing": 0})
 
 
 def _needs_gpu(one: Twins) -> None:
