@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -31,12 +31,7 @@ _OWN_LABELS = 0.1
 _SHARE = 0.5
 
 
-def relative_rise(
-    now: Mapping[str, float | None],
-    before: Mapping[str, float | None],
-    *,
-    measures: Sequence[str] = tuple(TYPICAL_ERRORS),
-) -> float:
+def relative_rise(now: Mapping[str, float | None], before: Mapping[str, float | None]) -> float:
     """The largest relative rise of errors on old structures.
 
     Errors against labels of a reference rise from ``before`` to ``now``. Labels of the pretrained model itself (errors
@@ -47,15 +42,13 @@ def relative_rise(
     ----------
     now, before
         Errors by name, meV/atom and meV/Å; ``None`` without labels, as in :meth:`ase_finetune.metrics.Errors.to_dict`.
-    measures
-        Those that are looked at.
 
     Returns
     -------
     0.03 for 3 %; NaN if nothing is labelled or an error is not a number.
     """
     rises = []
-    for name in measures:
+    for name in TYPICAL_ERRORS:
         old, new = before[name], now[name]
         if old is None:
             continue

@@ -60,15 +60,6 @@ STOPS = {"stops early": (1, 4), "streamed": (1, 3), "relaxations": (1, 4, 6, 7)}
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Sums of several threads differ in the last digit from run to run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
 def interruptible():
     """A shell ignores SIGINT for what it starts in the background, and a program keeps to that."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

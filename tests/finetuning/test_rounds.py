@@ -42,14 +42,6 @@ def shifted(frames, offsets=OFFSETS):
     return made
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A pretrained model, frames of a first round in a file, and the model that it ended with."""
