@@ -48,7 +48,16 @@ METADATA = (
 
 def kind_of_machine() -> dict[str, str]:
     """What the last bits of a result depend on."""
-    return {"torch": re.sub(r"\+.*", "", torch.__version__), "cpu": torch.backends.cpu.get_cpu_capability()}
+    return {"torch": re.sub(r"\+.*", "", torch.__version__), "cpu": _processor()}
+
+
+def _processor() -> str:
+    """What decides in which order numbers are added: the instruction set, and the kind of processor."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
+    found = (re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE) for key in ("model name", "cpu family", "model"))
+    kind = " ".join(match.group(1) for match in found if match) or "unknown"
+    return f"{torch.backends.cpu.get_cpu_capability()}, {kind}"
 
 
 def outputs(name: str, folder: Path, stops: Iterable[int] = (), stopped_here: bool = True) -> dict[str, Any]:
