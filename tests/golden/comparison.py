@@ -1,8 +1,8 @@
 """Compare what a run gives with what its file holds.
 
 Where torch's version, the instruction set that it uses and the kind of processor are those of the file, every number
-has to have the same bits. Elsewhere numbers may differ by 1e-9 of their size (and where they are rounding noise around zero, by 1e-11), and
-hashes of weights, labels and models are not looked at.
+has to have the same bits. Elsewhere numbers may differ by 1e-9 of their size (and where they are rounding noise around
+zero, by 1e-11), and hashes of weights, labels and models are not looked at.
 """
 
 from __future__ import annotations
