@@ -42,7 +42,15 @@ class Edges:
 
     @classmethod
     def masked(cls, index: Tensor, vectors: Tensor, cutoff: float, inside: Tensor) -> Edges:
-        """Edges in slots, of which those count that are ``inside`` (e,)."""
+        """Edges in slots, of which some count.
+
+        Parameters
+        ----------
+        index, vectors, cutoff
+            As the attributes of these names.
+        inside : (e,) bool
+            Whether an edge counts.
+        """
         # Anything finite beyond every cutoff: what is made of it is multiplied by zero.
         vectors = torch.where(inside[:, None], vectors, cutoff + _FAR)
         return cls(index, vectors, cutoff, inside[:, None].to(vectors.dtype))

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prepare or run."""
     arguments = parse(argv)
     # As an error, so that the processes of stages are ended, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if arguments.verb == "run":
             return 0 if run(arguments) else 1
@@ -98,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BundleError as error:
         print(error, file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
