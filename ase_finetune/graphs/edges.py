@@ -46,8 +46,12 @@ class Edges:
 
         Parameters
         ----------
-        index, vectors, cutoff
-            As the attributes of these names.
+        index : (2, e)
+            Atoms of each edge.
+        vectors : (e, 3)
+            Å; anything for edges that do not count.
+        cutoff
+            Å.
         inside : (e,) bool
             Whether an edge counts.
         """
