@@ -73,8 +73,6 @@ ALLOWED: dict[str, dict[str, int]] = {
         "optimize/adjoint.py _clipped: aten._local_scalar_dense": 3,
         "optimize/adjoint.py backward: aten._local_scalar_dense": 3,
         "optimize/relaxation.py graph: to the host": 4,
-        "graphs/moving.py __init__: to the device": 2,
-        "graphs/moving.py _start: to the device": 3,
         "graphs/moving.py _renew: to the device": 2,
         "graphs/moving.py _renew: aten.nonzero": 2,
         "graphs/batched_lists.py structures_on_cpu: to the host": 4,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ase_finetune.errors import InputError
 from ase_finetune.graphs import AtomGraph, MovingGraph
+from ase_finetune.graphs.batched_lists import BatchError
 
 
 class MovingBatch:
@@ -63,8 +64,7 @@ class MovingBatch:
         before = moving.rebuilds
         graph, failures = moving.update(positions, cell, stale)
         if graph is None:
-            index = min(failures)
-            raise InputError(f"structure {index} of the batch: {failures[index]}")
+            raise BatchError(failures)
         self.rebuilds += moving.rebuilds > before
         return graph
 

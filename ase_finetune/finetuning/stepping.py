@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ase_finetune.continual import EWCPenalty
 from ase_finetune.errors import NotFiniteError
@@ -125,8 +126,8 @@ class Stepper:
 class _MovingAverage:
     """A copy of a potential whose weights are the exponential moving average of the other's.
 
-    It gives what ``AveragedModel`` of ``torch.optim.swa_utils`` gives, which copies its count to the device in every
-    step and waits for that.
+    As ``AveragedModel`` of ``torch.optim.swa_utils`` with the same average, but for its count, which that copies to the
+    device in every step and waits for.
 
     Parameters
     ----------
@@ -139,7 +140,7 @@ class _MovingAverage:
     def __init__(self, potential: Potential, decay: float) -> None:
         self.potential = copy.deepcopy(potential)
         self.count = 0
-        self._decay = decay
+        self._average = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
     def update(self, potential: Potential) -> None:
@@ -149,7 +150,7 @@ class _MovingAverage:
         if self.count == 0:
             torch._foreach_copy_(averages, values)
         else:
-            torch._foreach_lerp_(averages, values, 1 - self._decay)
+            self._average(averages, values, self.count)
         for own, other in zip(self.potential.buffers(), potential.buffers(), strict=True):
             own.copy_(other)
         self.count += 1

@@ -14,6 +14,7 @@ from ase_finetune.errors import InputError
 from ase_finetune.graphs.batched_lists import BatchError, neighbor_lists
 from ase_finetune.graphs.cells import inverse, largest_stretch
 from ase_finetune.graphs.graph import AtomGraph, collate
+from ase_finetune.graphs.sending import send
 
 
 class MovingGraph:
@@ -48,7 +49,8 @@ class MovingGraph:
         numbers = torch.tensor(np.concatenate([atoms.numbers for atoms in structures]), dtype=torch.int64)
         pbc = torch.tensor(np.stack([atoms.pbc for atoms in structures]))
         sizes = [len(atoms) for atoms in structures]
-        self._start(numbers.to(device), pbc.to(device), sizes, cutoff, skin)
+        there = torch.device(device)
+        self._start(send(numbers, there), send(pbc, there), sizes, cutoff, skin)
 
     @classmethod
     def of_tensors(cls, numbers: Tensor, pbc: Tensor, sizes: Sequence[int], cutoff: float, skin: float) -> MovingGraph:
@@ -74,7 +76,8 @@ class MovingGraph:
         self._sizes = list(sizes)
         self._builds = np.zeros(len(sizes), dtype=np.int64)
         # The edges, and where the structures were when these were found: nowhere yet, which is near to nothing.
-        nowhere = torch.tensor(float("nan"), dtype=torch.float64, device=numbers.device)
+        nowhere = torch.full((), float("nan"), dtype=torch.float64, device=numbers.device)
+        counts = torch.tensor(self._sizes)
         self._built = AtomGraph(
             positions=nowhere.expand(len(numbers), 3),
             cell=nowhere.expand(len(sizes), 3, 3),
@@ -82,8 +85,8 @@ class MovingGraph:
             numbers=numbers,
             edge_index=numbers.new_zeros((2, 0)),
             edge_shift=torch.zeros((0, 3), device=numbers.device),
-            batch=torch.repeat_interleave(torch.tensor(self._sizes)).to(numbers.device),
-            num_atoms=torch.tensor(self._sizes).to(numbers.device),
+            batch=send(torch.repeat_interleave(counts), numbers.device),
+            num_atoms=send(counts, numbers.device),
         )
         self._evaluated: AtomGraph | None = None
 

@@ -115,8 +115,16 @@ def relax(
     check_elements(calc.potential, structures)
     for index, atoms in enumerate(structures):
         check_relaxable(atoms, index, cell=options_of_cell is not None)
-    limits: dict[str, Any] = {"fmax": fmax, "steps": steps, "skin": skin, "max_edges": max_edges}
-    pool = Pool(calc, method, options_of_cell, accelerate=accelerate, **limits)
+    pool = Pool(
+        calc,
+        method,
+        options_of_cell,
+        fmax=fmax,
+        steps=steps,
+        skin=skin,
+        max_edges=max_edges,
+        accelerate=accelerate,
+    )
     own = processes.share([len(atoms) for atoms in structures])
     hidden = _hidden(progress) if processes.is_first else True
     with tqdm(total=len(own), unit="structure", desc="relax", leave=False, disable=hidden) as bar:

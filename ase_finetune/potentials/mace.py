@@ -216,11 +216,11 @@ def _with_edges(native: Any, edges: Edges, num_atoms: int, convolutions: FusedCo
     """The model with other convolutions, and features of edges masked; it shares all else with the given one."""
     if edges.inside is None:
         return native
-    blocks = nn.ModuleList()
+    blocks, arrangement = nn.ModuleList(), Arrangement.of(edges, num_atoms)
     for index, block in enumerate(native.interactions):
         parts = _masked(block, edges, "density_fn")  # it sees the elements of a pair, too: it is not zero without them
         if convolutions is not None:
-            parts["conv_tp"] = _Convolve(convolutions[str(index)], Arrangement.of(edges, num_atoms))
+            parts["conv_tp"] = _Convolve(convolutions[str(index)], arrangement)
         view = _view(block, **parts)
         if convolutions is not None:
             view.conv_fusion = True
